@@ -1,0 +1,1 @@
+"""Data in, JSONL records out. No module here imports torch."""
