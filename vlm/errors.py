@@ -7,6 +7,7 @@
     ├── CheckpointError       (ValueError)   a model folder cannot be opened or written
     ├── ConfigError           (ValueError)   a recipe or an option is wrong
     ├── ContextLengthError    (ValueError)   prompt and pictures do not fit the context
+    ├── GenerationError       (RuntimeError) the model computed something that is no answer
     └── MissingExtraError     (ImportError)  an optional dependency or system package is absent
 
 Each message names the value, the reason and the way out. The command line prints
@@ -49,6 +50,10 @@ class ConfigError(VlmError, ValueError):
 
 class ContextLengthError(VlmError, ValueError):
     """Prompt and pictures need more positions than the model has."""
+
+
+class GenerationError(VlmError, RuntimeError):
+    """The model's numbers are no answer, for example NaN logits."""
 
 
 class MissingExtraError(VlmError, ImportError):
