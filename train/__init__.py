@@ -1,0 +1,1 @@
+"""Two-stage training jobs: recipes in, standard model folders out."""
