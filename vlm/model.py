@@ -1,0 +1,237 @@
+"""The composed model: vision tower, projector, language model.
+
+Shapes: B rows, T positions, N visual tokens a picture, D language width, V vocabulary.
+The processor settles all lengths; the model only scatters visual tokens.
+"""
+
+import inspect
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import LlamaModel, LlavaConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.utils.generic import ModelOutput
+
+from vlm.language import build_language_model
+from vlm.projector import build_projector
+from vlm.vision import build_vision_tower, encode_pixels
+
+IGNORE_INDEX = -100
+# transformers 5.24 renamed the decoder's argument and its output field.
+_CACHE = (
+    "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+)
+
+
+@dataclass
+class VlmOutput(ModelOutput):
+    """What `VisionLanguageModel.forward` returns.
+
+    Attributes:
+        loss: scalar, with labels only.
+        logits: (B, T or logits_to_keep, V); None with labels, where no full logits exist.
+        past_key_values: the KV cache, with use_cache only.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+
+
+class VisionLanguageModel(PreTrainedModel):
+    """CLIP-like tower, projector and causal language model under one roof.
+
+    Args:
+        config: a LlavaConfig.
+        vision_tower: a tower with weights; by default a random one from the config.
+        language_model: a language model with weights; by default a random one.
+    """
+
+    config: LlavaConfig
+    config_class = LlavaConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # tells Trainer to pass num_items_in_batch
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: LlavaConfig,
+        vision_tower: PreTrainedModel | None = None,
+        language_model: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.vision_tower = vision_tower or build_vision_tower(config)
+        self.multi_modal_projector = build_projector(config)
+        self.language_model = language_model or build_language_model(config.text_config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The projector keeps nn.Linear's own values; the parts initialise themselves."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's output layer."""
+        return self.language_model.get_output_embeddings()
+
+    def train(self, mode: bool = True) -> "VisionLanguageModel":
+        """Set training mode; a frozen vision tower stays in evaluation mode."""
+        super().train(mode)
+        if not any(p.requires_grad for p in self.vision_tower.parameters()):
+            self.vision_tower.eval()
+        return self
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Visual tokens of pictures: (B, 3, H, W) -> (B, N, D).
+
+        Vision layers above `vision_feature_layer` are not run.
+        """
+        weight = self.multi_modal_projector.linear_1.weight
+        pixels = pixel_values.to(self.vision_tower.device, self.vision_tower.dtype)
+        features = encode_pixels(self.vision_tower, self.config, pixels)
+        return self.multi_modal_projector(features.to(weight.device, weight.dtype))
+
+    def embed(
+        self, input_ids: torch.Tensor, image_features: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Token embeddings with visual tokens in their places: (B, T) -> (B, T, D).
+
+        Args:
+            input_ids: (B, T), `image_token_index` where a visual token belongs.
+            image_features: (pictures, N, D) in the order of the pictures, or None.
+
+        Raises:
+            ValueError: places and visual tokens differ in number; both are named.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        places = input_ids == self.config.image_token_index
+        num_places = int(places.sum())
+        num_features = 0 if image_features is None else image_features.shape[:-1].numel()
+        if num_places != num_features:
+            raise ValueError(
+                f"the prompt has {num_places} image positions but the pictures give "
+                f"{num_features} visual tokens; encode prompt and pictures with one Processor"
+            )
+        if image_features is None or not num_features:
+            return self._touch_projector(embeds)
+        flat = image_features.reshape(num_features, -1).to(embeds.device, embeds.dtype)
+        return embeds.masked_scatter(places.unsqueeze(-1), flat)
+
+    def _touch_projector(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Tie a trained projector to a text-only batch with a zero gradient.
+
+        Without this, ranks whose batch has no picture would leave its gradients out
+        and data-parallel training would wait for them for ever.
+        """
+        weight = self.multi_modal_projector.linear_1.weight
+        if not (self.training and weight.requires_grad and torch.is_grad_enabled()):
+            return embeds
+        nothing = self.multi_modal_projector(weight.new_zeros(1, weight.shape[1]))
+        return embeds + 0 * nothing.sum().to(embeds.device, embeds.dtype)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> VlmOutput:
+        """One pass over prompts or training rows.
+
+        Args:
+            input_ids: (B, T); or give `inputs_embeds` (B, T, D).
+            attention_mask: (B, past + T) ones and zeros, or (B, 1, T, T) with position_ids.
+            pixel_values: (pictures, 3, H, W); or give `image_features` (pictures, N, D).
+            labels: (B, T), -100 where nothing is learnt; position t is predicted from t - 1.
+            num_items_in_batch: supervised tokens of the whole global batch; the loss is the
+                sum over this batch divided by it. By default this batch's own count.
+            position_ids: (B, T); by default counted over the attention mask, so that left
+                padding does not shift positions.
+            past_key_values: KV cache of earlier positions.
+            use_cache: return the KV cache. Default: only if one was given.
+            logits_to_keep: logits of the last so many positions only; 0 is all.
+        """
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("give input_ids or inputs_embeds")
+            if image_features is None and pixel_values is not None and len(pixel_values):
+                image_features = self.encode_images(pixel_values)
+            inputs_embeds = self.embed(input_ids, image_features)
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = positions(attention_mask)[:, -inputs_embeds.shape[1] :]
+        decoder = self.language_model.get_decoder()
+        output = decoder(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=past_key_values is not None if use_cache is None else use_cache,
+            **{_CACHE: past_key_values},
+            **kwargs,
+        )
+        hidden, cache = output.last_hidden_state, getattr(output, _CACHE)
+        if labels is not None:
+            return VlmOutput(self._loss(hidden, labels, num_items_in_batch), None, cache)
+        kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+        return VlmOutput(None, self.get_output_embeddings()(kept), cache)
+
+    def _loss(
+        self, hidden: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """Cross-entropy summed over supervised positions, divided by the global count."""
+        targets = labels[:, 1:].to(hidden.device)
+        supervised = targets != IGNORE_INDEX
+        logits = self.get_output_embeddings()(hidden[:, :-1][supervised]).float()
+        total = F.cross_entropy(logits, targets[supervised], reduction="sum")
+        if num_items is None:
+            num_items = max(len(logits), 1)
+        elif isinstance(num_items, torch.Tensor):
+            num_items = num_items.to(total.device)
+        return total / num_items
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write config and weights as a standard LLaVA folder (the processor saves itself)."""
+        from vlm.weights import write_model  # weights needs this module's class names only here
+
+        write_model(self, Path(save_directory), state_dict)
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> "VisionLanguageModel":  # type: ignore[override]
+        """The model of a LLaVA folder; see `vlm.checkpoint.load_checkpoint`."""
+        from vlm.checkpoint import load_checkpoint
+
+        return load_checkpoint(folder, *args, **kwargs)[0]
+
+
+def positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position of each kept token counted from its row's first: (B, T) -> (B, T)."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)

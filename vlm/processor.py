@@ -1,0 +1,328 @@
+"""The one seam from messages to tensors: ids, loss mask and pixels.
+
+Training, chat and captioning all come through here, and nowhere else does a picture
+become positions in a prompt. Shapes: B rows, T positions, H and W pixels.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    CLIPImageProcessorPil,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
+
+from vlm.errors import CheckpointError, ContextLengthError
+from vlm.images import CleanImage, load_image
+from vlm.language import load_tokenizer
+from vlm.messages import Message
+from vlm.template import DEFAULT_TEMPLATE, ChatTemplate, slot_texts
+from vlm.tokens import TextEncoder
+from vlm.vision import num_prefix_tokens, num_visual_tokens
+
+# Names that folders use for the one preprocessing we run, always with the PIL backend.
+IMAGE_PROCESSORS = (
+    "CLIPImageProcessor",
+    "CLIPImageProcessorFast",
+    "CLIPImageProcessorPil",
+    "CLIPFeatureExtractor",
+)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as the model takes it.
+
+    Attributes:
+        input_ids: T ids; each picture is `num_visual_tokens` image tokens.
+        loss_mask: T flags, True on answers and their end-of-turn tokens.
+        images: the pictures in the order of their image tokens.
+    """
+
+    input_ids: list[int]
+    loss_mask: list[bool]
+    images: list[CleanImage]
+
+
+class Processor:
+    """Tokenizer, chat template and preprocessing of one model folder.
+
+    Args:
+        tokenizer: a fast tokenizer whose vocabulary has the image token.
+        image_processor: CLIP's preprocessing, PIL backend.
+        config: the model's config, which settles the number of visual tokens.
+        generation_config: names further end-of-sequence ids.
+        chat_template: by default the tokenizer's, else LLaVA-1.5's.
+
+    Raises:
+        CheckpointError: the parts contradict each other.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: CLIPImageProcessorPil,
+        config: LlavaConfig,
+        generation_config: GenerationConfig | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.config = config
+        self.image_token_id: int = config.image_token_index
+        self.image_token = _image_token(tokenizer, config)
+        self.num_visual_tokens = num_visual_tokens(config)
+        self.context_length: int = config.text_config.max_position_embeddings
+        self.image_size: int = config.vision_config.image_size
+        source = chat_template or tokenizer.chat_template or DEFAULT_TEMPLATE
+        self.chat_template: str = source["default"] if isinstance(source, dict) else source
+        tokenizer.chat_template = self.chat_template
+        self._template = ChatTemplate(self.chat_template, tokenizer, self.image_token)
+        self._encoder = TextEncoder(tokenizer, self.chat_template)
+        self.end_of_turn = self._template.turn_end()
+        self.eos_token_ids = self._eos_token_ids(generation_config)
+        self._levels = _level_table(image_processor)
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike[str]) -> "Processor":
+        """The processor of a LLaVA folder.
+
+        Raises:
+            CheckpointError: a file is missing, or contradicts config.json.
+        """
+        from vlm.checkpoint import read_config  # checkpoint imports this module
+
+        folder = Path(folder)
+        config = read_config(folder)
+        tokenizer = load_tokenizer(folder)
+        image_processor = load_image_processor(folder, config)
+        generation = None
+        if (folder / "generation_config.json").is_file():
+            generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        template = None if tokenizer.chat_template else _legacy_template(folder)
+        return cls(tokenizer, image_processor, config, generation, template)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write tokenizer, template and preprocessing as transformers' LlavaProcessor does."""
+        standard = LlavaProcessor(
+            image_processor=self.image_processor,
+            tokenizer=self.tokenizer,
+            patch_size=self.config.vision_config.patch_size,
+            vision_feature_select_strategy=self.config.vision_feature_select_strategy,
+            chat_template=self.chat_template,
+            image_token=self.image_token,
+            num_additional_image_tokens=num_prefix_tokens(self.config),
+        )
+        standard.save_pretrained(folder)
+
+    def encode(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False
+    ) -> Encoded:
+        """A conversation to ids, loss mask and clean pictures.
+
+        Args:
+            messages: as `parse_messages` returns them.
+            add_generation_prompt: end with the opening of an assistant turn.
+
+        Raises:
+            ContextLengthError: more positions than the model has, with the arithmetic.
+            ImageError: a picture cannot be used.
+        """
+        skeleton = self._template.skeleton(messages, add_generation_prompt)
+        ids, mask = self._encoder.encode(skeleton, slot_texts(messages))
+        self._check_length(len(ids) - skeleton.num_images, skeleton.num_images)
+        ids, mask = self._expand(ids, mask)
+        images = [load_image(source) for message in messages for source in message.images]
+        return Encoded(ids, mask, images)
+
+    def pixel_values(self, images: Sequence[CleanImage]) -> torch.Tensor:
+        """Pictures to normalised pixels: B pictures -> (B, 3, H, W) float32.
+
+        The same values as CLIPImageProcessorPil, and faster for pictures that already
+        have the model's size, where resizing and cropping change nothing.
+        """
+        size = self.image_size
+        if not images:
+            return torch.zeros(0, 3, size, size)
+        return torch.from_numpy(np.stack([self._pixels(image) for image in images]))
+
+    def collate(
+        self,
+        rows: Sequence[Encoded],
+        padding_side: str = "left",
+        labels: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """Rows to a padded batch.
+
+        Returns:
+            input_ids and attention_mask (B, T); pixel_values (pictures, 3, H, W) if any
+            row has a picture; labels (B, T), -100 off the loss mask, if asked for.
+        """
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"unknown padding_side {padding_side!r}; use left or right")
+        pad = self.tokenizer.pad_token_id
+        columns: dict[str, tuple[list[list[int]], int]] = {
+            "input_ids": ([row.input_ids for row in rows], pad),
+            "attention_mask": ([[1] * len(row.input_ids) for row in rows], 0),
+        }
+        if labels:
+            columns["labels"] = ([_labels(row) for row in rows], -100)
+        width = max((len(row.input_ids) for row in rows), default=0)
+        batch = {
+            name: torch.tensor([_pad(row, width, fill, padding_side) for row in values])
+            for name, (values, fill) in columns.items()
+        }
+        images = [image for row in rows for image in row.images]
+        if images:
+            batch["pixel_values"] = self.pixel_values(images)
+        return batch
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids to text, special tokens left out."""
+        return str(
+            self.tokenizer.decode(
+                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def _check_length(self, num_text: int, num_images: int) -> None:
+        total = num_text + num_images * self.num_visual_tokens
+        if total > self.context_length:
+            raise ContextLengthError(
+                f"{num_images} pictures x {self.num_visual_tokens} visual tokens + {num_text} "
+                f"text tokens = {total} positions, but the model has {self.context_length}; "
+                "shorten the conversation or use fewer pictures"
+            )
+
+    def _expand(self, ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:
+        """Multiply each image token to as many as the picture has visual tokens."""
+        count = self.num_visual_tokens
+        start = 0
+        while self.image_token_id in ids[start:]:
+            place = ids.index(self.image_token_id, start)
+            ids[place : place + 1] = [self.image_token_id] * count
+            mask[place : place + 1] = [False] * count
+            start = place + count
+        return ids, mask
+
+    def _pixels(self, image: CleanImage) -> np.ndarray:
+        if self._levels is None or image.pixels.size != (self.image_size, self.image_size):
+            out = self.image_processor(image.pixels, return_tensors="np")
+            return np.asarray(out["pixel_values"][0], dtype=np.float32)
+        values = np.asarray(image.pixels).transpose(2, 0, 1)
+        return np.stack([self._levels[c][values[c]] for c in range(3)])
+
+    def _eos_token_ids(self, generation_config: GenerationConfig | None) -> frozenset[int]:
+        named: Any = generation_config.eos_token_id if generation_config else None
+        ids = {self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
+        if self.end_of_turn:
+            ids.add(self.tokenizer.convert_tokens_to_ids(self.end_of_turn))
+        return frozenset(i for i in ids if i is not None)
+
+
+def load_image_processor(folder: Path, config: LlavaConfig) -> CLIPImageProcessorPil:
+    """The folder's preprocessing with the PIL backend, checked against the config.
+
+    Raises:
+        CheckpointError: absent, of another kind, or for another picture or patch size.
+    """
+    raw = _processor_config(folder)
+    settings = raw.get("image_processor") or raw
+    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
+    if kind not in IMAGE_PROCESSORS:
+        raise CheckpointError(
+            f"{folder}: unknown image_processor_type {kind!r}; known: {', '.join(IMAGE_PROCESSORS)}"
+        )
+    known = {k: v for k, v in settings.items() if not k.endswith("_type")}
+    processor = CLIPImageProcessorPil(**known)
+    size = config.vision_config.image_size
+    crop = processor.crop_size
+    if (crop["height"], crop["width"]) != (size, size):
+        raise CheckpointError(
+            f"{folder}: the processor makes pictures of {crop['height']}x{crop['width']} but the "
+            f"vision tower takes {size}x{size}; correct crop_size"
+        )
+    for name, wanted in (
+        ("patch_size", config.vision_config.patch_size),
+        ("vision_feature_select_strategy", config.vision_feature_select_strategy),
+    ):
+        if raw.get(name) not in (None, wanted):
+            raise CheckpointError(
+                f"{folder}: {name} is {raw[name]!r} for the processor but {wanted!r} in "
+                "config.json; make them equal"
+            )
+    return processor
+
+
+def _processor_config(folder: Path) -> dict[str, Any]:
+    """processor_config.json, with preprocessor_config.json for what it lacks."""
+    merged: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        if path.is_file():
+            try:
+                merged.update(json.loads(path.read_text(encoding="utf-8")))
+            except ValueError as error:
+                raise CheckpointError(f"{path}: not JSON ({error})") from error
+    if not merged:
+        raise CheckpointError(
+            f"{folder}: no processor_config.json or preprocessor_config.json; "
+            "copy it from the vision tower's folder"
+        )
+    return merged
+
+
+def _legacy_template(folder: Path) -> str | None:
+    """The template of folders that keep it in chat_template.json."""
+    path = folder / "chat_template.json"
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["chat_template"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: no chat_template in it ({error})") from error
+
+
+def _image_token(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig) -> str:
+    number = config.image_token_index
+    if number in tokenizer.added_tokens_decoder:
+        return str(tokenizer.added_tokens_decoder[number].content)
+    raise CheckpointError(
+        f"the tokenizer has no special token with the image_token_index {number}; "
+        "add <image> to it and set image_token_index in config.json"
+    )
+
+
+def _level_table(processor: CLIPImageProcessorPil) -> np.ndarray | None:
+    """(3, 256) normalised value of each 8-bit level, or None where steps are switched off."""
+    steps = (processor.do_rescale, processor.do_normalize, processor.do_center_crop)
+    shortest = processor.size.get("shortest_edge")
+    crop = processor.crop_size["height"]
+    whole = shortest == crop or (
+        processor.size.get("height") == processor.size.get("width") == crop
+    )
+    if not all(steps) or (processor.do_resize and not whole):
+        return None
+    levels = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
+    scaled = processor.rescale(levels, processor.rescale_factor)
+    normal = processor.normalize(scaled, processor.image_mean, processor.image_std)
+    return np.asarray(normal[:, 0], dtype=np.float32)
+
+
+def _labels(row: Encoded) -> list[int]:
+    pairs = zip(row.input_ids, row.loss_mask, strict=True)
+    return [number if learnt else -100 for number, learnt in pairs]
+
+
+def _pad(row: list[int], width: int, fill: int, side: str) -> list[int]:
+    padding = [fill] * (width - len(row))
+    return padding + row if side == "left" else row + padding

@@ -1,0 +1,240 @@
+"""Tiny models for tests: random weights, a byte-level tokenizer, drawn pictures.
+
+Everything is built in memory and saved by transformers and tokenizers themselves, in
+well under a second and with no download. The tokenizer spells text byte by byte, so it
+can write any text, and every test string has a predictable length.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image, ImageDraw
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from vlm.template import DEFAULT_TEMPLATE
+
+IMAGE_SIZE = 28
+PATCH_SIZE = 14
+NUM_VISUAL_TOKENS = 4
+SPECIAL_TOKENS = (
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<image>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+)
+VICUNA = DEFAULT_TEMPLATE
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}<image>\n{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA2 = (
+    "{% if messages[0]['role'] == 'system' %}"
+    "{% set rest = messages[1:] %}{% set system = messages[0]['content'] %}"
+    "{% else %}{% set rest = messages %}{% set system = none %}{% endif %}"
+    "{% for m in rest %}"
+    "{% if loop.index0 == 0 and system is not none %}"
+    "{% set content = '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + m['content'] %}"
+    "{% else %}{% set content = m['content'] %}{% endif %}"
+    "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+ROLE_TOKENS = (
+    "{% for m in messages %}<|{{ m['role'] }}|>"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+TEMPLATES = {"vicuna": VICUNA, "chatml": CHATML, "llama2": LLAMA2, "role_tokens": ROLE_TOKENS}
+Language = Literal["llama", "qwen2"]
+
+
+@cache
+def _tokenizer_json() -> str:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *alphabet))}
+    merges = []
+    for pair in (("t", "h"), ("th", "e"), ("Ġ", "a"), ("i", "n")):
+        merges.append(pair)
+        vocab["".join(pair)] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS]
+    )
+    return str(tokenizer.to_str())
+
+
+def byte_tokenizer(template: str | None = VICUNA) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of 270 tokens with the special tokens above and four merges."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_tokenizer_json()),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=list(SPECIAL_TOKENS[3:]),
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def tiny_vision_config() -> CLIPVisionConfig:
+    """CLIP with 3 layers of width 32 for 28x28 pictures in 2x2 patches."""
+    return CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        projection_dim=32,
+    )
+
+
+def tiny_text_config(language: Language = "llama", tie: bool = False) -> PretrainedConfig:
+    """A decoder with 2 layers of width 32 and a context of 512."""
+    kinds: dict[str, Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config}
+    return kinds[language](  # type: ignore[no-any-return]
+        vocab_size=len(byte_tokenizer()),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=SPECIAL_TOKENS.index("<s>"),
+        eos_token_id=SPECIAL_TOKENS.index("</s>"),
+        pad_token_id=SPECIAL_TOKENS.index("<pad>"),
+        tie_word_embeddings=tie,
+    )
+
+
+def image_processor() -> CLIPImageProcessorPil:
+    """CLIP's preprocessing for 28x28 pictures."""
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    )
+
+
+def tiny_vision_folder(path: str | os.PathLike[str], seed: int = 0) -> Path:
+    """Write a random CLIP vision tower and its preprocessing into `path`."""
+    with _seeded(seed):
+        CLIPVisionModel(tiny_vision_config()).save_pretrained(path)
+    image_processor().save_pretrained(path)
+    return Path(path)
+
+
+def tiny_language_folder(
+    path: str | os.PathLike[str],
+    language: Language = "llama",
+    seed: int = 0,
+    *,
+    template: str | None = VICUNA,
+    tie: bool = False,
+) -> Path:
+    """Write a random language model and the byte tokenizer into `path`."""
+    with _seeded(seed):
+        model = AutoModelForCausalLM.from_config(tiny_text_config(language, tie))
+        _spread(model)
+    model.save_pretrained(path)
+    byte_tokenizer(template).save_pretrained(path)
+    return Path(path)
+
+
+def tiny_llava_folder(
+    path: str | os.PathLike[str],
+    language: Language = "llama",
+    seed: int = 0,
+    *,
+    template: str | None = VICUNA,
+    tie: bool = False,
+    layer: int | list[int] = -2,
+    strategy: Literal["default", "full"] = "default",
+) -> Path:
+    """Write a random LLaVA folder by transformers' own classes into `path`."""
+    config = LlavaConfig(
+        vision_config=tiny_vision_config(),
+        text_config=tiny_text_config(language, tie),
+        image_token_index=SPECIAL_TOKENS.index("<image>"),
+        image_seq_length=NUM_VISUAL_TOKENS,
+        vision_feature_layer=layer,
+        vision_feature_select_strategy=strategy,
+        tie_word_embeddings=tie,
+    )
+    with _seeded(seed):
+        model = LlavaForConditionalGeneration(config)
+        _spread(model)
+    model.save_pretrained(path)
+    tokenizer = byte_tokenizer(template)
+    LlavaProcessor(
+        image_processor=image_processor(),
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=1,
+        chat_template=tokenizer.chat_template,
+    ).save_pretrained(path)
+    return Path(path)
+
+
+def draw_image(size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE), seed: int = 0) -> Image.Image:
+    """An RGB picture of coloured blocks that depends on `seed` alone."""
+    random = torch.Generator().manual_seed(seed)
+    colours = torch.randint(0, 256, (6, 3), generator=random).tolist()
+    image = Image.new("RGB", size, tuple(colours[0]))
+    draw = ImageDraw.Draw(image)
+    for i, colour in enumerate(colours[1:]):
+        left, top = i * size[0] // 6, (i * 5 % 6) * size[1] // 6
+        draw.rectangle((left, top, left + size[0] // 3, top + size[1] // 3), fill=tuple(colour))
+    return image
+
+
+def _spread(model: torch.nn.Module) -> None:
+    """Larger weights than the default, so that a wrong input moves the logits visibly."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(6)
+
+
+class _seeded:
+    """Draw random numbers from `seed` and leave the caller's generator as it was."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        self.state = torch.get_rng_state()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *args: object) -> None:
+        torch.set_rng_state(self.state)
