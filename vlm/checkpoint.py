@@ -20,7 +20,8 @@ from transformers.initialization import no_init_weights
 from vlm.errors import CheckpointError
 from vlm.language import check_language_config, load_tokenizer
 from vlm.model import VisionLanguageModel
-from vlm.processor import Processor, load_image_processor
+from vlm.pixels import load_image_processor
+from vlm.processor import Processor
 from vlm.projector import HIDDEN_ACT, PROJECTORS, projector_type
 from vlm.vision import VISION_TOWERS, feature_layers, num_visual_tokens
 from vlm.weights import read_model, shard_paths, write_model
@@ -52,6 +53,7 @@ def load_checkpoint(
     shard_paths(folder)
     with no_init_weights(), torch.device(device), _default_dtype(dtype or config.dtype):
         model = VisionLanguageModel(config)
+    model.language_model.tie_weights()  # not done while initialisation is off
     read_model(model, folder)
     if (folder / "generation_config.json").is_file():
         model.language_model.generation_config = GenerationConfig.from_pretrained(

@@ -6,16 +6,14 @@ The processor settles all lengths; the model only scatters visual tokens.
 
 import inspect
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaModel, LlavaConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.utils.generic import ModelOutput
 
 from vlm.language import build_language_model
 from vlm.projector import build_projector
@@ -28,9 +26,8 @@ _CACHE = (
 )
 
 
-@dataclass
-class VlmOutput(ModelOutput):
-    """What `VisionLanguageModel.forward` returns.
+class VlmOutput(NamedTuple):
+    """What `VisionLanguageModel.forward` returns; the loss comes first, as Trainer expects.
 
     Attributes:
         loss: scalar, with labels only.
@@ -38,6 +35,7 @@ class VlmOutput(ModelOutput):
         past_key_values: the KV cache, with use_cache only.
     """
 
+    # Not a ModelOutput: transformers 5.24 renames fields of this name behind our back.
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     past_key_values: Cache | None = None

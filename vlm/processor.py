@@ -25,17 +25,10 @@ from vlm.errors import CheckpointError, ContextLengthError
 from vlm.images import CleanImage, load_image
 from vlm.language import load_tokenizer
 from vlm.messages import Message
+from vlm.pixels import level_table, load_image_processor
 from vlm.template import DEFAULT_TEMPLATE, ChatTemplate, slot_texts
 from vlm.tokens import TextEncoder
 from vlm.vision import num_prefix_tokens, num_visual_tokens
-
-# Names that folders use for the one preprocessing we run, always with the PIL backend.
-IMAGE_PROCESSORS = (
-    "CLIPImageProcessor",
-    "CLIPImageProcessorFast",
-    "CLIPImageProcessorPil",
-    "CLIPFeatureExtractor",
-)
 
 
 @dataclass(frozen=True)
@@ -90,7 +83,9 @@ class Processor:
         self._encoder = TextEncoder(tokenizer, self.chat_template)
         self.end_of_turn = self._template.turn_end()
         self.eos_token_ids = self._eos_token_ids(generation_config)
-        self._levels = _level_table(image_processor)
+        # JPEGs may be decoded smaller, as long as twice the model's size remains to resize from.
+        self.draft_to = 2 * self.image_size
+        self._levels = level_table(image_processor)
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> "Processor":
@@ -141,7 +136,8 @@ class Processor:
         ids, mask = self._encoder.encode(skeleton, slot_texts(messages))
         self._check_length(len(ids) - skeleton.num_images, skeleton.num_images)
         ids, mask = self._expand(ids, mask)
-        images = [load_image(source) for message in messages for source in message.images]
+        sources = [source for message in messages for source in message.images]
+        images = [load_image(source, draft_to=self.draft_to) for source in sources]
         return Encoded(ids, mask, images)
 
     def pixel_values(self, images: Sequence[CleanImage]) -> torch.Tensor:
@@ -229,58 +225,6 @@ class Processor:
         return frozenset(i for i in ids if i is not None)
 
 
-def load_image_processor(folder: Path, config: LlavaConfig) -> CLIPImageProcessorPil:
-    """The folder's preprocessing with the PIL backend, checked against the config.
-
-    Raises:
-        CheckpointError: absent, of another kind, or for another picture or patch size.
-    """
-    raw = _processor_config(folder)
-    settings = raw.get("image_processor") or raw
-    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
-    if kind not in IMAGE_PROCESSORS:
-        raise CheckpointError(
-            f"{folder}: unknown image_processor_type {kind!r}; known: {', '.join(IMAGE_PROCESSORS)}"
-        )
-    known = {k: v for k, v in settings.items() if not k.endswith("_type")}
-    processor = CLIPImageProcessorPil(**known)
-    size = config.vision_config.image_size
-    crop = processor.crop_size
-    if (crop["height"], crop["width"]) != (size, size):
-        raise CheckpointError(
-            f"{folder}: the processor makes pictures of {crop['height']}x{crop['width']} but the "
-            f"vision tower takes {size}x{size}; correct crop_size"
-        )
-    for name, wanted in (
-        ("patch_size", config.vision_config.patch_size),
-        ("vision_feature_select_strategy", config.vision_feature_select_strategy),
-    ):
-        if raw.get(name) not in (None, wanted):
-            raise CheckpointError(
-                f"{folder}: {name} is {raw[name]!r} for the processor but {wanted!r} in "
-                "config.json; make them equal"
-            )
-    return processor
-
-
-def _processor_config(folder: Path) -> dict[str, Any]:
-    """processor_config.json, with preprocessor_config.json for what it lacks."""
-    merged: dict[str, Any] = {}
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        path = folder / name
-        if path.is_file():
-            try:
-                merged.update(json.loads(path.read_text(encoding="utf-8")))
-            except ValueError as error:
-                raise CheckpointError(f"{path}: not JSON ({error})") from error
-    if not merged:
-        raise CheckpointError(
-            f"{folder}: no processor_config.json or preprocessor_config.json; "
-            "copy it from the vision tower's folder"
-        )
-    return merged
-
-
 def _legacy_template(folder: Path) -> str | None:
     """The template of folders that keep it in chat_template.json."""
     path = folder / "chat_template.json"
@@ -300,22 +244,6 @@ def _image_token(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig) -> str
         f"the tokenizer has no special token with the image_token_index {number}; "
         "add <image> to it and set image_token_index in config.json"
     )
-
-
-def _level_table(processor: CLIPImageProcessorPil) -> np.ndarray | None:
-    """(3, 256) normalised value of each 8-bit level, or None where steps are switched off."""
-    steps = (processor.do_rescale, processor.do_normalize, processor.do_center_crop)
-    shortest = processor.size.get("shortest_edge")
-    crop = processor.crop_size["height"]
-    whole = shortest == crop or (
-        processor.size.get("height") == processor.size.get("width") == crop
-    )
-    if not all(steps) or (processor.do_resize and not whole):
-        return None
-    levels = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
-    scaled = processor.rescale(levels, processor.rescale_factor)
-    normal = processor.normalize(scaled, processor.image_mean, processor.image_std)
-    return np.asarray(normal[:, 0], dtype=np.float32)
 
 
 def _labels(row: Encoded) -> list[int]:

@@ -8,7 +8,6 @@ cached.
 """
 
 import re
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +96,7 @@ class ChatTemplate:
         added = tokenizer.added_tokens_decoder.values()
         marks = sorted((t.content for t in added if t.content.strip()), key=len, reverse=True)
         self._marks = re.compile("|".join(map(re.escape, marks)) or "(?!)")
-        self._cache: OrderedDict[Any, Skeleton] = OrderedDict()
+        self._cache: dict[Any, Skeleton] = {}
         self.takes_parts = self._probe()
 
     def skeleton(self, messages: Sequence[Message], add_generation_prompt: bool) -> Skeleton:
@@ -108,17 +107,17 @@ class ChatTemplate:
             CheckpointError: the template loses, doubles or changes a text or a picture.
         """
         key = (add_generation_prompt, tuple(_signature(m) for m in messages))
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
+        found = self._cache.get(key)
+        if found is not None:
+            return found
         texts = [t for _, parts in key[1] for t in parts if isinstance(t, _Text)]
         chat = self._chat(key[1])
         rendered = self._render(chat, add_generation_prompt)
         num_images = sum(len(m.images) for m in messages)
         result = self._cut(rendered, texts, num_images)
+        if len(self._cache) >= _MAX_SKELETONS:
+            self._cache.clear()
         self._cache[key] = result
-        if len(self._cache) > _MAX_SKELETONS:
-            self._cache.popitem(last=False)
         return result
 
     def turn_end(self) -> str | None:
