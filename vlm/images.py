@@ -1,0 +1,234 @@
+"""The one image gate: any source in, clean 8-bit RGB or a typed error out.
+
+Browser, command line, Python and training all come through `load_image`, so the same
+picture gives the same pixels everywhere. The order of the steps is the safety:
+
+    byte cap -> format by content, from a fixed list -> pixel cap from the header, before
+    any decoding -> JPEG draft -> full decode (a truncated file is an error, never half
+    grey) -> EXIF upright -> 8-bit RGB on white (`vlm.image_modes`)
+
+Decoder classes are called directly instead of through ``PIL.Image.open``: only those on
+the list can run, and Pillow's process-wide pixel limit, with its warning, plays no part.
+"""
+
+import functools
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from vlm.errors import ImageError
+from vlm.image_bytes import check_bytes, read_path, shorten, sniff
+from vlm.image_modes import to_rgb, upright
+
+_DECODERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+}
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a picture may ask for.
+
+    Args:
+        max_bytes: largest encoded size, in bytes.
+        max_pixels: largest width times height that the header declares.
+    """
+
+    max_bytes: int = 64 * 1024 * 1024
+    max_pixels: int = 100_000_000
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+@dataclass(frozen=True, eq=False)
+class CleanImage:
+    """A picture that has passed the gate. Treat `pixels` as read-only.
+
+    Args:
+        pixels: upright 8-bit RGB.
+        format: the format found in the content, for example ``"JPEG"``; ``"PIL"``
+            for a picture that came in memory.
+        size: width and height that the header declared, before turning and draft.
+        animated: True when the file holds more frames or pages; only the first was read.
+    """
+
+    pixels: Image.Image
+    format: str
+    size: tuple[int, int]
+    animated: bool = False
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Identity of what a model sees: SHA-256 over size and RGB samples.
+
+        Taken from the pixels and not from the file, so that path, bytes and PIL picture
+        share one cache key while a draft decode of the same file gets its own.
+        Computed on first use: training never needs it.
+        """
+        digest = hashlib.sha256(b"RGB %d %d\n" % self.pixels.size)
+        digest.update(self.pixels.tobytes())
+        return digest.hexdigest()
+
+
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | CleanImage
+
+
+def load_image(
+    source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS, draft_to: int | None = None
+) -> CleanImage:
+    """Bring one picture through the gate.
+
+    Args:
+        source: a path, a ``data:`` URI, encoded bytes, or a PIL picture. A clean
+            picture passes through unchanged. http(s) URLs are refused.
+        limits: caps on bytes and pixels.
+        draft_to: JPEG only: decode at 1/2, 1/4 or 1/8 scale as long as both sides
+            stay at least this many pixels. Much faster for big photos; the pixels
+            then differ slightly from a full decode.
+
+    Raises:
+        ImageError: with a ``code``: ``missing``, ``unreadable``, ``remote_url``,
+            ``bad_data_uri``, ``empty_image``, ``undecodable``, ``truncated``,
+            ``too_many_bytes``, ``too_many_pixels``, ``unsupported_format``,
+            ``unsupported_mode`` or ``unsupported_source``.
+    """
+    if isinstance(source, CleanImage):
+        return source
+    if isinstance(source, Image.Image):
+        return _clean_picture(source, limits)
+    if isinstance(source, bytes | bytearray | memoryview):
+        data, name = bytes(source), "the picture"
+        check_bytes(len(data), limits.max_bytes, name)
+    elif isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        data, name = read_path(path, limits.max_bytes), shorten(path)
+    else:
+        raise ImageError(
+            f"a {type(source).__name__} is no picture; pass a path, bytes or a PIL image",
+            "unsupported_source",
+        )
+    return _clean_bytes(data, name, limits, draft_to)
+
+
+def _clean_bytes(data: bytes, name: str, limits: ImageLimits, draft_to: int | None) -> CleanImage:
+    found = sniff(data, name)
+    decoder = _heic_decoder(name) if found == "HEIC" else _DECODERS[found]
+    if found == "WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
+        raise _truncated(name)
+    stream = _Stream(data)
+    try:
+        image = decoder(stream)
+    except Exception as error:  # hostile bytes make decoders raise nearly anything
+        if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+            raise ImageError(f"{name} declares too many pixels", "too_many_pixels") from error
+        raise ImageError(
+            f"{name} is a damaged {found} file; save or download it again", "undecodable"
+        ) from error
+    size = image.size
+    _check_pixels(size, limits, name)
+    if draft_to is not None:
+        image.draft(image.mode, (draft_to, draft_to))
+    stream.must_not_end = True
+    _load(image, name)
+    stream.must_not_end = False
+    pixels = upright(to_rgb(image), image.info.get("exif"))
+    return CleanImage(_without_info(pixels, image), found, size, _is_animated(image))
+
+
+def _clean_picture(picture: Image.Image, limits: ImageLimits) -> CleanImage:
+    name = "the picture"
+    if 0 in picture.size:
+        raise ImageError(f"{name} has no pixels; pass one with width and height", "empty_image")
+    _check_pixels(picture.size, limits, name)
+    size = picture.size
+    _load(picture, name)
+    pixels = upright(to_rgb(picture), picture.info.get("exif"))
+    return CleanImage(_without_info(pixels, picture), "PIL", size)
+
+
+def _load(image: Image.Image, name: str) -> None:
+    try:
+        image.load()
+    except Exception as error:  # hostile bytes make decoders raise nearly anything
+        raise _truncated(name) from error
+
+
+def _truncated(name: str) -> ImageError:
+    return ImageError(
+        f"{name} is damaged or stops before its end; copy or download it again", "truncated"
+    )
+
+
+def _check_pixels(size: tuple[int, int], limits: ImageLimits, name: str) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise ImageError(
+            f"{name} declares {width:,} x {height:,} pixels, over the limit of "
+            f"{limits.max_pixels:,}; save a smaller copy",
+            "too_many_pixels",
+        )
+
+
+def _without_info(pixels: Image.Image, source: Image.Image) -> Image.Image:
+    """A plain picture that shares nothing with its source: no file, profile or EXIF."""
+    if pixels is source:
+        pixels = source.copy()
+    pixels.info = {}
+    return pixels
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # the frames after the first are not ours to judge
+        return False
+
+
+def _heic_decoder(name: str) -> Callable[[io.BytesIO], ImageFile.ImageFile]:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise ImageError(
+            f"{name} is a HEIC picture, which needs an extra: pip install 'vlm[heic]'",
+            "unsupported_format",
+        ) from error
+    decoder: Callable[[io.BytesIO], ImageFile.ImageFile] = HeifImageFile
+    return decoder
+
+
+class _Stream(io.BytesIO):
+    """Encoded bytes whose end is an error while pixels are decoded.
+
+    Pillow has a process-wide switch, often set by training scripts, that paints the
+    missing part of a truncated file grey. Raising here makes that switch powerless.
+    """
+
+    must_not_end = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if not data and size != 0 and self.must_not_end:
+            raise EOFError("end of the encoded picture")
+        return data
