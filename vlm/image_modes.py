@@ -45,18 +45,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and not image.info:
         return image
     profile = image.info.get("icc_profile")
+    image = _to_eight_bits(image)
     try:
-        image = _to_eight_bits(image)
-        if not image.has_transparency_data:
-            return _to_srgb(image, profile)
-        rgba = image.convert("LA" if image.mode == "La" else image.mode).convert("RGBA")
-        is_grey = image.mode in ("LA", "La")  # a profile for grey wants one channel
-        colour = _to_srgb(rgba.getchannel("R") if is_grey else rgba.convert("RGB"), profile)
+        if image.has_transparency_data:
+            return _flatten(image, profile)
+        return _to_srgb(image, profile)
     except ValueError as error:  # Pillow knows no conversion
-        raise ImageError(
-            f"pictures of mode {image.mode!r} are not read; save it as 8-bit RGB",
-            "unsupported_mode",
-        ) from error
+        raise _unsupported(image.mode) from error
+
+
+def _unsupported(mode: str) -> ImageError:
+    return ImageError(
+        f"pictures of mode {mode!r} are not read; save it as 8-bit RGB", "unsupported_mode"
+    )
+
+
+def _flatten(image: Image.Image, profile: bytes | None) -> Image.Image:
+    rgba = image.convert("LA" if image.mode == "La" else image.mode).convert("RGBA")
+    is_grey = image.mode in ("LA", "La")  # a profile for grey wants one channel
+    colour = _to_srgb(rgba.getchannel("R") if is_grey else rgba.convert("RGB"), profile)
     flat = Image.new("RGB", colour.size, BACKGROUND)
     flat.paste(colour, mask=rgba.getchannel("A"))
     return flat
@@ -64,7 +71,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "I;16N":
-        raise ValueError("Pillow reads every sample of this mode as 255")
+        raise _unsupported(image.mode)  # Pillow would read every sample as 255
     if image.mode.startswith("I;16"):
         low, high = 0.0, 65535.0
     elif image.mode in ("I", "F"):
@@ -96,11 +103,10 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
         assert converted is not None  # not in place
         return converted
-    if profile and image.mode in _PROFILE_SPACE:
-        through_profile = _apply_profile(image, profile)
-        if through_profile is not None:
-            return through_profile
-    return image.convert("RGB")
+    if image.mode not in _PROFILE_SPACE:
+        image = image.convert("RGB")
+    through_profile = _apply_profile(image, profile) if profile else None
+    return through_profile or image.convert("RGB")
 
 
 def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
