@@ -1,6 +1,7 @@
 """Where bytes come from, and which formats they may be."""
 
 import base64
+import errno
 import io
 import os
 import re
@@ -118,12 +119,17 @@ def test_paths_that_are_no_pictures(tmp_path: Path) -> None:
     assert {path: refusal(path).code for path in expected} == expected
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_file_without_permission(tmp_path: Path) -> None:
+def test_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's answer is simulated: to root, every file is readable."""
+
+    def denied(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
     path = tmp_path / "secret.png"
     path.write_bytes(encode(RED, "PNG"))
-    path.chmod(0)
-    assert refusal(path).code == "unreadable"
+    monkeypatch.setattr("vlm.image_bytes.os.open", denied)
+    error = refusal(path)
+    assert error.code == "unreadable" and "permissions" in str(error)
 
 
 def test_refusals_leak_no_descriptor(tmp_path: Path) -> None:
