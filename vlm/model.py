@@ -4,6 +4,7 @@ Shapes: B rows, T positions, N visual tokens a picture, D language width, V voca
 The processor settles all lengths; the model only scatters visual tokens.
 """
 
+import copy
 import inspect
 import os
 from pathlib import Path
@@ -67,7 +68,10 @@ class VisionLanguageModel(PreTrainedModel):
         vision_tower: PreTrainedModel | None = None,
         language_model: PreTrainedModel | None = None,
     ) -> None:
-        super().__init__(config)
+        # A copy: transformers resets the attention choice inside the config that it is given,
+        # which would silently leave ready parts that share it without a causal mask.
+        super().__init__(copy.deepcopy(config))
+        config = self.config
         self.vision_tower = vision_tower or build_vision_tower(config)
         self.multi_modal_projector = build_projector(config)
         self.language_model = language_model or build_language_model(config.text_config)

@@ -44,10 +44,10 @@ _MAX_SKELETONS = 1024
 
 @dataclass(frozen=True)
 class Literal:
-    """Text that the template wrote; the first `turn_end` characters close an answer."""
+    """Text that the template wrote; the first `num_learnt` characters belong to an answer."""
 
     text: str
-    turn_end: int = 0
+    num_learnt: int = 0
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,10 @@ class ChatTemplate:
         for i, fragment in enumerate(fragments):
             if i % 2:
                 seen.append(int(fragment))
-                answered = texts[seen[-1]].role == "assistant"
+                text = texts[seen[-1]]
+                answered = text.role == "assistant"
+                if answered and text.before:
+                    _split_off(pieces, text.before)
                 pieces.append(Slot(seen[-1], answered))
             elif fragment:
                 pieces.append(Literal(fragment, self._close(fragment) if answered else 0))
@@ -218,6 +221,14 @@ class ChatTemplate:
         if found and not literal[: found.start()].strip() and found.group() != self.image_token:
             return found.end()
         return 0
+
+
+def _split_off(pieces: list[Literal | Slot], spaces: str) -> None:
+    """Count the spaces that open an answer to the answer, if the template kept them."""
+    last = pieces[-1] if pieces else None
+    if isinstance(last, Literal) and last.text.endswith(spaces):
+        rest = last.text.removesuffix(spaces)
+        pieces[-1:] = [Literal(rest, min(last.num_learnt, len(rest))), Literal(spaces, len(spaces))]
 
 
 def _signature(message: Message) -> tuple[str, tuple[_Text | None, ...]]:

@@ -128,8 +128,8 @@ def _fill(skeleton: Skeleton, texts: Sequence[str]) -> tuple[str, list[_Stretch]
             add(texts[piece.index], True, piece.is_answer)
         else:
             assert isinstance(piece, Literal)
-            add(piece.text[: piece.turn_end], False, True)
-            add(piece.text[piece.turn_end :], False, False)
+            add(piece.text[: piece.num_learnt], False, True)
+            add(piece.text[piece.num_learnt :], False, False)
     return "".join(strings), stretches
 
 
