@@ -1,0 +1,1 @@
+"""People and clients: the browser page and the `vlm` command."""

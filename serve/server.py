@@ -1,0 +1,160 @@
+"""A gradio page as a server of its own: guarded, quiet, gone without a trace when it ends."""
+
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from typing import Protocol, cast, runtime_checkable
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from gradio.routes import App
+from starlette.middleware import Middleware
+from starlette.routing import Mount
+
+from serve.guard import Guard
+from serve.look import HEAD, theme
+from vlm.errors import ConfigError
+from vlm.images import DEFAULT_LIMITS
+
+MAX_UPLOAD_BYTES = DEFAULT_LIMITS.max_bytes
+MAX_VISITORS = 1000
+GOODBYE_SECONDS = 2
+
+
+@runtime_checkable
+class Stoppable(Protocol):
+    """Per-visitor state with work under way."""
+
+    def stop(self) -> None:
+        """End it soon."""
+
+
+def guarded(page: gr.Blocks, *, local_only: bool) -> FastAPI:
+    """The page as an ASGI application behind `serve.guard.Guard`."""
+    app = FastAPI(
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        middleware=[Middleware(Guard, local_only=local_only)],
+    )
+    # Trap: gradio checks that a file named by a client was uploaded by one only if this is
+    # set, and mounting does not set it. Without it any file here could be read.
+    page.has_launched = True
+    page.state_session_capacity = MAX_VISITORS
+    gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        theme=theme(),
+        head=HEAD,
+        footer_links=["settings"],
+        run_history=False,
+        enable_monitoring=False,
+        show_error=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        max_file_size=MAX_UPLOAD_BYTES,
+    )
+    return app
+
+
+@contextmanager
+def serving(build: Callable[[], gr.Blocks], host: str, port: int) -> Iterator[str]:
+    """Serve a page from a thread; the value is its address.
+
+    Uploads live in a folder that only this user can read, and are deleted at the end.
+
+    Args:
+        build: draws the page; called once the folder for uploads is set.
+        host: the address to listen on.
+        port: 0 takes a free one.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    with (
+        _listen(host, port) as listener,
+        tempfile.TemporaryDirectory(prefix="vlm-uploads-") as folder,
+        _environment("GRADIO_TEMP_DIR", folder),
+    ):
+        server = _Server(guarded(build(), local_only=_is_loopback(host)))
+        thread = threading.Thread(target=server.run, args=([listener],), name="vlm-page")
+        thread.start()
+        try:
+            while thread.is_alive() and not server.started:
+                thread.join(0.01)
+            yield _address(host, listener)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+class _Server(uvicorn.Server):
+    """Ends what is under way before it closes, so that open pages do not hold it up."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=GOODBYE_SECONDS,
+            )
+        )
+        mounts = (route.app for route in app.routes if isinstance(route, Mount))
+        self._page = cast(App, next(mounts))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for visitor in list(self._page.state_holder.session_data.values()):
+            for state in list(visitor.state_data.values()):
+                if isinstance(state, Stoppable):
+                    state.stop()
+        self._page.stop_event.set()
+        await super().shutdown(sockets)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"cannot serve at {host}:{port}: {reason}; try vlm serve --host 127.0.0.1 --port 7861"
+        ) from error
+    return listener
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """An environment variable for a while: gradio takes its upload folder from one."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
