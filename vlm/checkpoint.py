@@ -2,10 +2,13 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -146,7 +149,7 @@ def read_config(folder: Folder) -> LlavaConfig:
         )
     try:
         config = LlavaConfig.from_dict(raw)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise CheckpointError(f"{folder}: config.json: {_one_line(error)}") from error
     check_config(config)
     return config
@@ -195,7 +198,7 @@ def _part_config(folder: Path) -> PretrainedConfig:
     _read_json(folder, "config.json")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise CheckpointError(f"{folder}: config.json: {_one_line(error)}") from error
 
 
@@ -241,15 +244,12 @@ def _load_part(
     return model
 
 
-class _default_dtype:
+@contextmanager
+def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
     """Build modules in `dtype`; None keeps float32."""
-
-    def __init__(self, dtype: torch.dtype | None) -> None:
-        self.dtype = dtype or torch.float32
-
-    def __enter__(self) -> None:
-        self.before = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-
-    def __exit__(self, *args: object) -> None:
-        torch.set_default_dtype(self.before)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

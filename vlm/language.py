@@ -4,10 +4,10 @@ from pathlib import Path
 
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from vlm.errors import CheckpointError
@@ -43,23 +43,24 @@ def build_language_model(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer, left padding, with a pad token.
+    """The folder's tokenizer.json as it is, left padding, with a pad token.
+
+    Not AutoTokenizer: for some model types it rebuilds the tokenizer by its class's
+    rules, which changes custom tokenizers without a word.
 
     Raises:
-        CheckpointError: there is none, it has no offsets, or no end-of-sequence token.
+        CheckpointError: there is none, or it has no end-of-sequence token.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{folder}: the tokenizer cannot be opened: {reason}") from error
-    if not tokenizer.is_fast:
+    if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
-            f"{folder}: the tokenizer has no tokenizer.json; save it once with "
+            f"{folder}: no tokenizer.json; write it once with transformers: "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception for bad JSON
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder}: the tokenizer cannot be opened: {reason}") from error
     if tokenizer.eos_token_id is None:
         raise CheckpointError(
             f"{folder}: the tokenizer has no end-of-sequence token; name it in "

@@ -39,6 +39,7 @@ def attach(
     Afterwards only the adapter and the projector require gradients.
 
     Args:
+        model: a model without an adapter.
         r: rank; the update of a weight is ``alpha / r * B @ A`` (``/ sqrt(r)`` with rsLoRA).
         alpha: scale of the update.
         dropout: probability on the adapter's input.
@@ -55,7 +56,7 @@ def attach(
         )
     config = LoraConfig(
         r=r,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft multiplies it, a float is fine
+        lora_alpha=alpha,  # peft multiplies it: a float is fine
         lora_dropout=dropout,
         use_dora=use_dora,
         use_rslora=use_rslora,
@@ -109,12 +110,7 @@ def load_adapter(model: VisionLanguageModel, folder: str | os.PathLike[str]) -> 
         )
     config.inference_mode = False
     _inject(model, config)
-    adapter = {
-        name: parameter
-        for name, parameter in get_peft_model_state_dict(
-            model, _full_state(model), save_embedding_layers=False
-        ).items()
-    }
+    adapter = get_peft_model_state_dict(model, _full_state(model), save_embedding_layers=False)
     fill({_PEFT + k: v for k, v in adapter.items()}, read_tensors(folder / ADAPTER), folder)
     projector = {PREFIX + k: v for k, v in model.multi_modal_projector.state_dict().items()}
     fill(projector, read_tensors(folder / PROJECTOR), folder)
@@ -131,9 +127,11 @@ def merge(model: VisionLanguageModel) -> VisionLanguageModel:
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
     for name, layer in layers:
         try:
-            layer.merge(safe_merge=True)  # type: ignore[attr-defined]
+            layer.merge(safe_merge=True)
         except ValueError as error:
-            raise CheckpointError(f"{name}: the adapter holds NaN; its training diverged") from error
+            raise CheckpointError(
+                f"{name}: the adapter holds NaN; its training diverged"
+            ) from error
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.get_base_layer())
     del model.peft_config

@@ -204,7 +204,7 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
     with file:
         number = 0
         try:
-            for number, line in enumerate(file, start=1):  # noqa: B007
+            for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield parse_record(line, path.parent, f"{path}, line {number}")
         except UnicodeDecodeError as error:

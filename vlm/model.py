@@ -4,7 +4,6 @@ Shapes: B rows, T positions, N visual tokens a picture, D language width, V voca
 The processor settles all lengths; the model only scatters visual tokens.
 """
 
-import copy
 import inspect
 import os
 from pathlib import Path
@@ -68,13 +67,15 @@ class VisionLanguageModel(PreTrainedModel):
         vision_tower: PreTrainedModel | None = None,
         language_model: PreTrainedModel | None = None,
     ) -> None:
-        # A copy: transformers resets the attention choice inside the config that it is given,
-        # which would silently leave ready parts that share it without a causal mask.
-        super().__init__(copy.deepcopy(config))
-        config = self.config
+        super().__init__(config)
         self.vision_tower = vision_tower or build_vision_tower(config)
         self.multi_modal_projector = build_projector(config)
         self.language_model = language_model or build_language_model(config.text_config)
+        # LlavaConfig(text_config=part.config) clears the attention choice inside the part's own
+        # config; without one, a decoder would run with no causal mask and say nothing.
+        for part in (self.vision_tower, self.language_model):
+            if part.config._attn_implementation is None:
+                part.set_attn_implementation(self.config._attn_implementation)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -165,9 +166,11 @@ class VisionLanguageModel(PreTrainedModel):
         """One pass over prompts or training rows.
 
         Args:
-            input_ids: (B, T); or give `inputs_embeds` (B, T, D).
+            input_ids: (B, T); or give `inputs_embeds`.
+            inputs_embeds: (B, T, D), visual tokens already in place.
             attention_mask: (B, past + T) ones and zeros, or (B, 1, T, T) with position_ids.
-            pixel_values: (pictures, 3, H, W); or give `image_features` (pictures, N, D).
+            pixel_values: (pictures, 3, H, W); or give `image_features`.
+            image_features: (pictures, N, D) from `encode_images`.
             labels: (B, T), -100 where nothing is learnt; position t is predicted from t - 1.
             num_items_in_batch: supervised tokens of the whole global batch; the loss is the
                 sum over this batch divided by it. By default this batch's own count.
@@ -176,6 +179,7 @@ class VisionLanguageModel(PreTrainedModel):
             past_key_values: KV cache of earlier positions.
             use_cache: return the KV cache. Default: only if one was given.
             logits_to_keep: logits of the last so many positions only; 0 is all.
+            **kwargs: for the decoder, such as packing's cumulative lengths.
         """
         if inputs_embeds is None:
             if input_ids is None:
@@ -214,7 +218,7 @@ class VisionLanguageModel(PreTrainedModel):
             num_items = num_items.to(total.device)
         return total / num_items
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
         *,
@@ -227,7 +231,7 @@ class VisionLanguageModel(PreTrainedModel):
         write_model(self, Path(save_directory), state_dict)
 
     @classmethod
-    def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> "VisionLanguageModel":  # type: ignore[override]
+    def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> "VisionLanguageModel":
         """The model of a LLaVA folder; see `vlm.checkpoint.load_checkpoint`."""
         from vlm.checkpoint import load_checkpoint
 

@@ -201,14 +201,13 @@ class Processor:
 
     def _expand(self, ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:
         """Multiply each image token to as many as the picture has visual tokens."""
-        count = self.num_visual_tokens
-        start = 0
-        while self.image_token_id in ids[start:]:
-            place = ids.index(self.image_token_id, start)
-            ids[place : place + 1] = [self.image_token_id] * count
-            mask[place : place + 1] = [False] * count
-            start = place + count
-        return ids, mask
+        all_ids: list[int] = []
+        all_flags: list[bool] = []
+        for number, flag in zip(ids, mask, strict=True):
+            times = self.num_visual_tokens if number == self.image_token_id else 1
+            all_ids += [number] * times
+            all_flags += [flag] * times
+        return all_ids, all_flags
 
     def _pixels(self, image: CleanImage) -> np.ndarray:
         if self._levels is None or image.pixels.size != (self.image_size, self.image_size):

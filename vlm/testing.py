@@ -6,6 +6,8 @@ can write any text, and every test string has a predictable length.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -122,7 +124,7 @@ def tiny_vision_config() -> CLIPVisionConfig:
 def tiny_text_config(language: Language = "llama", tie: bool = False) -> PretrainedConfig:
     """A decoder with 2 layers of width 32 and a context of 512."""
     kinds: dict[str, Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config}
-    return kinds[language](  # type: ignore[no-any-return]
+    return kinds[language](
         vocab_size=len(byte_tokenizer()),
         hidden_size=32,
         intermediate_size=64,
@@ -226,15 +228,9 @@ def _spread(model: torch.nn.Module) -> None:
                 parameter.mul_(6)
 
 
-class _seeded:
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
     """Draw random numbers from `seed` and leave the caller's generator as it was."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __enter__(self) -> None:
-        self.state = torch.get_rng_state()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *args: object) -> None:
-        torch.set_rng_state(self.state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -38,7 +38,7 @@ class TextEncoder:
         self._backend.no_padding()
         self._backend.no_truncation()
         self._plain: Tokenizer | None = None
-        self._bos = tokenizer.bos_token
+        self._bos, self._bos_id = tokenizer.bos_token, tokenizer.bos_token_id
         self._control = frozenset(
             number
             for number, token in tokenizer.added_tokens_decoder.items()
@@ -77,8 +77,8 @@ class TextEncoder:
         self, whole: str, stretches: list[_Stretch], forged: frozenset[int], add_first: bool
     ) -> tuple[list[int], list[bool]]:
         """Encode the forged texts as plain text and everything between them as usual."""
-        ids: list[int] = []
-        mask: list[bool] = []
+        ids = [n for n in self._backend.encode("").ids[:1] if add_first and n == self._bos_id]
+        mask = [False] * len(ids)
         for group in _group(stretches, forged):
             start, end = group[0][1].start, group[-1][1].end
             if group[0][0] in forged:
@@ -86,9 +86,7 @@ class TextEncoder:
                 ids += new
                 mask += [group[0][1].is_learnt] * len(new)
                 continue
-            encoding = self._backend.encode(
-                whole[start:end], add_special_tokens=add_first and start == 0
-            )
+            encoding = self._backend.encode(whole[start:end], add_special_tokens=False)
             shifted = [(a + start, b + start) for a, b in _gapless(encoding.offsets)]
             ids += encoding.ids
             mask += _mask(shifted, [s for _, s in group if s.is_learnt])

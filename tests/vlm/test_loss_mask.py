@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import LlavaConfig
 
 from vlm import testing
@@ -108,6 +109,46 @@ def test_typed_control_tokens_become_plain_text(name: str, typed: str) -> None:
     assert learnt(p, row) == [answer + closing]
 
 
+# In the manner of the llava-hf folders: pictures first, and no end of turn at all.
+NO_END = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "{{ message['role'].upper() + ': '}}{% endif %}"
+    "{# Render all images first #}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}"
+    "{# Render all text next #}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ content['text'] + ' '}}{% endfor %}{% else %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def test_a_template_without_an_end_of_turn() -> None:
+    p = processor(NO_END)
+    row = p.encode([SYSTEM, *CHAT])
+    expected = f"Be brief. USER: {PICTURE}\nwhat? ASSISTANT: red USER: sure? ASSISTANT: a bit "
+    assert whole(p, row) == expected
+    assert learnt(p, row) == ["red", " a bit"]
+    assert p.end_of_turn is None
+    asked = p.encode(CHAT[:1], add_generation_prompt=True)
+    assert whole(p, asked) == f"USER: {PICTURE}\nwhat? ASSISTANT:"
+
+
+@pytest.mark.parametrize("name", ["vicuna", "llama2"])
+@pytest.mark.parametrize("text", ["what?", "</s>?"])
+def test_one_first_token_whoever_writes_it(name: str, text: str) -> None:
+    """The tokenizer puts <s> in front, unless the template has written it."""
+    p = processor(testing.TEMPLATES[name])
+    tokenizer = p.tokenizer
+    first = [("<s>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", None, first)
+    p = Processor(tokenizer, p.image_processor, p.config)
+    ids = p.encode([user(text)], add_generation_prompt=True).input_ids
+    assert [i for i, n in enumerate(ids) if n == tokenizer.bos_token_id] == [0]
+
+
 def test_tokens_of_byte_pieces_are_all_learnt() -> None:
     p = processor(testing.CHATML)
     assert learnt(p, p.encode([user("q"), assistant("é 🐶\n\n")])) == ["é 🐶\n\n<|im_end|>"]
@@ -123,7 +164,12 @@ def test_spaces_around_a_text_are_left_to_the_template() -> None:
 
 
 def test_end_of_turn_ends_generation() -> None:
-    expected = {"vicuna": "</s>", "chatml": "<|im_end|>", "llama2": "</s>", "role_tokens": "<|end|>"}
+    expected = {
+        "vicuna": "</s>",
+        "chatml": "<|im_end|>",
+        "llama2": "</s>",
+        "role_tokens": "<|end|>",
+    }
     for name, token in expected.items():
         p = processor(testing.TEMPLATES[name])
         assert p.end_of_turn == token

@@ -20,7 +20,10 @@ def test_user_puts_the_pictures_before_the_text() -> None:
 def test_mappings_and_messages_mean_the_same() -> None:
     raw = [
         {"role": "system", "content": "be kind"},
-        {"role": "user", "content": [{"type": "image", "image": b"x"}, {"type": "text", "text": "q"}]},
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": b"x"}, {"type": "text", "text": "q"}],
+        },
         assistant("a"),
     ]
     system = Message("system", (TextPart("be kind"),))

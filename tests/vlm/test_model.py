@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import Trainer, TrainingArguments
+from transformers import LlavaConfig, Trainer, TrainingArguments
 
 from vlm import testing
 from vlm.checkpoint import load_checkpoint
@@ -49,7 +49,9 @@ def test_loss_is_the_plain_cross_entropy(parts: Parts) -> None:
     assert out.logits is None
     torch.testing.assert_close(out.loss, mean)
     for count in (7, torch.tensor(7)):
-        torch.testing.assert_close(model(**batch, labels=labels, num_items_in_batch=count).loss, total / 7)
+        torch.testing.assert_close(
+            model(**batch, labels=labels, num_items_in_batch=count).loss, total / 7
+        )
 
 
 def test_logits_are_computed_at_supervised_positions_only(parts: Parts) -> None:
@@ -91,7 +93,9 @@ def test_gradients_reach_projector_and_words_but_not_a_frozen_tower(parts: Parts
     assert not model.vision_tower.training and model.language_model.training
     model(**processor.collate([processor.encode(ROWS[0])], labels=True)).loss.backward()
     assert all(p.grad is None for p in model.vision_tower.parameters())
-    assert all(p.grad is not None and p.grad.any() for p in model.multi_modal_projector.parameters())
+    assert all(
+        p.grad is not None and p.grad.any() for p in model.multi_modal_projector.parameters()
+    )
     assert model.get_input_embeddings().weight.grad.any()
     model.vision_tower.requires_grad_(True)
     assert model.train().vision_tower.training
@@ -155,6 +159,24 @@ def test_logits_to_keep_are_the_last_ones(parts: Parts) -> None:
     batch = processor.collate([processor.encode(ROWS[0])])
     full = model(**batch).logits
     torch.testing.assert_close(model(**batch, logits_to_keep=2).logits, full[:, -2:])
+
+
+@torch.no_grad()
+def test_parts_that_share_their_config_keep_their_attention(parts: Parts) -> None:
+    model, processor = parts
+    tower, words = model.vision_tower, model.language_model
+    config = LlavaConfig(
+        vision_config=tower.config,
+        text_config=words.config,
+        image_token_index=model.config.image_token_index,
+    )
+    assert words.config._attn_implementation is None  # what transformers does to shared configs
+    joined = VisionLanguageModel(config, tower, words).eval()
+    joined.multi_modal_projector = model.multi_modal_projector
+    batch = processor.collate([processor.encode(m) for m in ROWS])
+    reopened = VisionLanguageModel(config).eval()
+    reopened.load_state_dict(model.state_dict())
+    assert torch.equal(joined(**batch).logits, reopened(**batch).logits)
 
 
 @torch.no_grad()

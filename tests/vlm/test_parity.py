@@ -16,7 +16,11 @@ from vlm.weights import canonical
 
 TOLERANCE = 1e-5
 IMAGES = [testing.draw_image((60, 40), seed=1), testing.draw_image((28, 28), seed=2)]
-CHAT: list[Message] = [user("what is this?", IMAGES[0]), assistant("a dog"), user("and?", IMAGES[1])]
+CHAT: list[Message] = [
+    user("what is this?", IMAGES[0]),
+    assistant("a dog"),
+    user("and?", IMAGES[1]),
+]
 
 
 def theirs(folder: Path) -> LlavaForConditionalGeneration:

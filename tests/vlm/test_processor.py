@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import time
 from pathlib import Path
 
@@ -59,8 +60,10 @@ def test_collate_pads_and_labels(processor: Processor, side: str) -> None:
     assert batch["attention_mask"].sum(-1).tolist() == [len(short.input_ids), len(long.input_ids)]
     assert batch["attention_mask"][0, real].all()
     assert batch["pixel_values"].shape == (1, 3, 28, 28)
-    for row, labels in zip((short, long), (batch["labels"][0, real], batch["labels"][1])):
-        pairs = zip(row.input_ids, row.loss_mask)
+    for row, labels in zip(
+        (short, long), (batch["labels"][0, real], batch["labels"][1]), strict=True
+    ):
+        pairs = zip(row.input_ids, row.loss_mask, strict=True)
         assert labels.tolist() == [number if flag else -100 for number, flag in pairs]
     assert (batch["labels"] != -100).sum() == sum(short.loss_mask) + sum(long.loss_mask)
 
@@ -105,6 +108,13 @@ def test_decode_leaves_special_tokens_out(processor: Processor) -> None:
     row = processor.encode([user("é 🐶?", testing.draw_image()), assistant(" two  spaces , ok")])
     text = processor.decode(row.input_ids)
     assert "USER: \né 🐶? ASSISTANT:  two  spaces , ok" in text
+
+
+def test_it_travels_to_data_loader_workers(processor: Processor) -> None:
+    copy = pickle.loads(pickle.dumps(processor))
+    messages = [user("<image>?", testing.draw_image()), assistant("red")]
+    for _ in range(2):
+        assert copy.encode(messages).input_ids == processor.encode(messages).input_ids
 
 
 def test_saved_processor_equals_the_original(processor: Processor, tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def test_wrong_pixel_shapes_name_both() -> None:
         encode_pixels(tower, config(), torch.zeros(1, 3, 30, 30))
 
 
-@pytest.mark.parametrize(("size", "patch", "tokens"), [(336, 14, 576), (224, 16, 196), (96, 12, 64)])
+@pytest.mark.parametrize(
+    ("size", "patch", "tokens"), [(336, 14, 576), (224, 16, 196), (96, 12, 64)]
+)
 def test_visual_tokens_of_known_towers(size: int, patch: int, tokens: int) -> None:
     vision = testing.tiny_vision_config()
     vision.image_size, vision.patch_size = size, patch
