@@ -1,0 +1,75 @@
+"""Pictures to visual tokens: each distinct picture is encoded once.
+
+Shapes: N visual tokens a picture, D language width, H and W pixels.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import torch
+
+from vlm.engine.cache import FeatureCache, FeatureKey
+from vlm.images import CleanImage
+from vlm.model import VisionLanguageModel
+from vlm.processor import Processor
+
+
+def preprocessing_identity(processor: Processor) -> str:
+    """A short hash of everything between clean pixels and the tower's input."""
+    settings = processor.image_processor.to_dict()
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Encoder:
+    """Encodes pictures through a `FeatureCache`.
+
+    Args:
+        model: encodes what the cache lacks.
+        processor: makes its pixels.
+        weights: identity of the model's weights, part of every cache key.
+        cache: may be shared with other encoders.
+    """
+
+    def __init__(
+        self, model: VisionLanguageModel, processor: Processor, weights: str, cache: FeatureCache
+    ) -> None:
+        self.cache = cache
+        self._model = model
+        self._processor = processor
+        self._weights = weights
+        self._preprocessing = preprocessing_identity(processor)
+
+    def key(self, image: CleanImage) -> FeatureKey:
+        """The picture's key in the cache."""
+        return FeatureKey(image.sha256, self._preprocessing, self._weights)
+
+    def encode(
+        self, images: Sequence[CleanImage], pixels: Sequence[torch.Tensor | None]
+    ) -> torch.Tensor | None:
+        """Visual tokens of pictures, (pictures, N, D); None for no picture.
+
+        Args:
+            images: pictures, of which any may be the same.
+            pixels: for each picture its values (3, H, W) if a caller has made them, or None.
+        """
+        if not images:
+            return None
+        keys = [self.key(image) for image in images]
+        known: dict[FeatureKey, torch.Tensor] = {}
+        lacking: dict[FeatureKey, torch.Tensor] = {}
+        for key, image, made in zip(keys, images, pixels, strict=True):
+            if key in known or key in lacking:
+                continue
+            features = self.cache.get(key)
+            if features is not None:
+                known[key] = features
+            else:
+                lacking[key] = self._processor.pixel_values([image])[0] if made is None else made
+        if lacking:
+            rows = self._model.encode_images(torch.stack(list(lacking.values())))
+            for key, row in zip(lacking, rows, strict=True):
+                known[key] = row
+                self.cache.put(key, row)
+        return torch.stack([known[key] for key in keys])
