@@ -1,0 +1,245 @@
+"""The `vlm` command: each function is one subcommand.
+
+Nothing heavy is imported before a command needs it, so that ``vlm --help`` answers at
+once. This is the one file that knows all four packages, and the one place where an
+error of the project becomes a line on standard error and exit code 2.
+"""
+
+import difflib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vlm import __version__
+from vlm.errors import ConfigError, VlmError
+
+if TYPE_CHECKING:
+    from vlm.assistant import Assistant
+
+DATA_RECIPES = {"scenes": "drawn emoji and shapes on a grid: captions, questions and answers"}
+
+app = typer.Typer(
+    help="Compose, train, chat with and caption by vision-language assistants.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Make training and evaluation data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="A LLaVA folder or a hub id; the built-in model by default."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+
+
+def main() -> None:
+    """Run the command line; errors of the project end it with one line and code 2."""
+    try:
+        app()
+    except VlmError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+
+
+def _open(model: str | None, device: str, dtype: str) -> "Assistant":
+    from vlm.assistant import load
+
+    return load(model, device=device, dtype=dtype)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vlm {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def ask(
+    image: Annotated[str, typer.Argument(help="Path of a picture.")],
+    question: str,
+    model: Model = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Answer one question about one picture."""
+    from vlm.images import load_image
+    from vlm.messages import parse_messages, user
+
+    load_image(image)  # a wrong path is told now, and not after seconds of loading a model
+    parse_messages([user(question, image)])
+    assistant = _open(model, device, dtype)
+    from serve.terminal import printable
+
+    for piece in assistant.stream(
+        [user(question, image)], max_new_tokens=max_new_tokens, temperature=temperature
+    ):
+        print(printable(piece), end="", flush=True)
+    print()
+
+
+@app.command()
+def caption(
+    paths: Annotated[list[str], typer.Argument(help="Pictures, and folders of pictures.")],
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="JSONL file; a run that was cut short goes on.")
+    ] = "captions.jsonl",
+    model: Model = None,
+    batch_size: BatchSize = 16,
+    prompt: Annotated[str | None, typer.Option(help="In place of the model's own.")] = None,
+    retry_errors: Annotated[bool, typer.Option(help="Try files again that failed before.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Caption pictures into a JSONL file, one line each; bad files are listed at the end.
+
+    Exit code 1 tells that none of the pictures could be captioned.
+    """
+    from serve.caption_files import caption_files, find_files
+
+    files = find_files(paths)
+    assistant = _open(model, device, dtype)
+    some = caption_files(
+        assistant, files, out, batch_size=batch_size, prompt=prompt, retry_errors=retry_errors
+    )
+    raise typer.Exit(0 if some else 1)
+
+
+@app.command()
+def chat(
+    image: Annotated[str | None, typer.Argument(help="Path of a picture to start with.")] = None,
+    model: Model = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Chat in the terminal."""
+    from serve.session import Sampling
+    from serve.terminal import TerminalChat
+    from vlm.images import load_image
+
+    if image is not None:
+        load_image(image)
+    assistant = _open(model, device, dtype)
+    print(f"{assistant.name}: {assistant.about}")
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
+    TerminalChat(assistant, sampling, [image] if image is not None else []).run()
+
+
+@app.command()
+def serve(
+    model: Model = None,
+    host: Annotated[str, typer.Option(help="0.0.0.0 opens the page to the network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Chat in the browser."""
+    assistant = _open(model, device, dtype)
+    from serve.app import launch
+
+    launch(assistant, host, port)
+
+
+@app.command("eval")
+def evaluate(
+    data: Annotated[str, typer.Argument(help="Folder with records.jsonl, or a .jsonl file.")],
+    model: Model = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Write the figures.")] = None,
+    shuffled: Annotated[bool, typer.Option(help="Ask about somebody else's picture.")] = False,
+    blind: Annotated[bool, typer.Option(help="Ask without any picture.")] = False,
+    batch_size: BatchSize = 64,
+    seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Measure answers against a data set; --shuffled and --blind show what guessing gets."""
+    from vlm.messages import read_records
+
+    path = Path(data)
+    records = list(read_records(path / "records.jsonl" if path.is_dir() else path))
+    from vlm.evaluation import evaluate
+
+    report = evaluate(
+        _open(model, device, dtype),
+        records,
+        shuffle_pictures=shuffled,
+        blind=blind,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    print(report)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Name of a shipped recipe, or a .yaml file.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as lora.r=8.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
+) -> None:
+    """Train as a recipe says, with some of its values replaced."""
+    from train.config import list_recipes, load_config
+
+    if list_:
+        print("\n".join(list_recipes()))
+        return
+    if recipe is None:
+        raise ConfigError("name a recipe: vlm train RECIPE; `vlm train --list` shows them")
+    load_config(recipe, overrides)  # a wrong key is told before torch is loaded
+    from train.run import run
+
+    print(run(recipe, overrides or []))
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List the data recipes."""
+    for name, about in DATA_RECIPES.items():
+        print(f"{name}: {about}")
+
+
+@data_app.command("build")
+def data_build(
+    recipe: Annotated[str, typer.Argument(help="See `vlm data list`.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    num: Annotated[int, typer.Option(help="Number of pictures.")] = 1000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
+    task: Annotated[str, typer.Option(help="What is said: instruct, align, ...")] = "instruct",
+    split: Annotated[Literal["train", "test", "heldout"], typer.Option()] = "train",
+    max_objects: Annotated[int, typer.Option(help="Most objects in a scene.")] = 4,
+) -> None:
+    """Make data: pictures, and records.jsonl beside them."""
+    if recipe not in DATA_RECIPES:
+        near = difflib.get_close_matches(recipe, DATA_RECIPES, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"no data recipe {recipe!r}; {hint}`vlm data list` shows all")
+    from data_recipes.scenes import build
+    from serve.progress import counting
+
+    with counting("drawing", num) as step:
+        print(build(num, seed, out, task=task, split=split, max_objects=max_objects, progress=step))
