@@ -29,6 +29,7 @@ class VisionSize(_Strict):
     hidden_size: int = Field(gt=0)
     num_layers: int = Field(gt=0)
     num_heads: int = Field(gt=0)
+    text_vocab_size: int = Field(1024, gt=261)
 
 
 class LanguageSize(_Strict):
@@ -90,8 +91,6 @@ class RunConfig(_Strict):
     max_steps: int = -1
     warmup_steps: float = Field(0.03, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    max_length: int = Field(2048, gt=0)
-    mask_prompt: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     num_workers: int = Field(0, ge=0)

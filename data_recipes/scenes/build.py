@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from data_recipes.scenes.dialogues import TASKS, questions
+from data_recipes.scenes.dialogues import TASKS, WITHOUT_PICTURE, questions
 from data_recipes.scenes.draw import DEFAULT_SIDE, draw_scene
 from data_recipes.scenes.world import MAX_OBJECTS, Scene, Split, draw_lots
 from vlm.errors import ConfigError
@@ -38,14 +38,14 @@ def build(
     split: Split = "train",
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Write ``num`` records, and their pictures unless the task is ``"language"``.
+    """Write ``num`` records, and their pictures unless the task is one without.
 
     Args:
         num: number of scenes.
         seed: the same seed gives the same files, byte for byte.
         out: folder to write; ``out/records.jsonl`` appears last, so that a file that is
             there is complete.
-        task: what is said about a scene: ``instruct``, ``align``, ``phrases`` or ``language``.
+        task: a key of `dialogues.TASKS`: what is said about a scene.
         turns: questions in a dialogue.
         max_objects: 1 to 6 objects stand in a scene, every number equally often.
         side: pixels, the side of a picture.
@@ -68,7 +68,7 @@ def build(
             count = 1 if close_up else max_objects
             scene, rng = make_scene(seed, index, max_objects=count, split=split)
             record: dict[str, Any] = {"id": f"scene-{split}-{seed}-{index}"}
-            picture = None if task == "language" else draw_scene(scene, side)
+            picture = None if task in WITHOUT_PICTURE else draw_scene(scene, side)
             if picture is not None:
                 picture = _close_up(picture, scene, rng) if close_up else picture
                 record["images"] = [_save(picture, out, index)]

@@ -27,9 +27,13 @@ def plural(noun: str) -> str:
 
 
 def at(place: int) -> str:
-    """A place with its preposition: ``"at the top left"``, ``"in the center"``."""
-    name = PLACES[place]
-    return f"in the {name}" if name == "center" else f"at the {name}"
+    """A place with its preposition: ``"at the top left"``."""
+    return f"at the {PLACES[place]}"
+
+
+def is_at(item: SceneObject) -> str:
+    """Where a thing stands, as a clause: ``"the dog is at the top left"``."""
+    return f"the {item.noun} is {at(item.place)}"
 
 
 def listed(parts: Sequence[str]) -> str:

@@ -1,5 +1,8 @@
 """Questions about a scene, each with its answer and its kind.
 
+Answers that join a name and a place say the one that was asked before the one that is
+looked up ("the dog is at the top left"), and relations say both places before the verdict:
+a small decoder reads one thing at a time, and the reader sees what the verdict rests on.
 Every function takes a scene and a source of lots and gives a `Question`, or None when the
 scene does not admit one of that kind. Yes/no questions toss a coin for the answer first,
 so that both answers are equally frequent. ``KINDS`` names them all.
@@ -9,7 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from data_recipes.scenes.grammar import NUMBERS, a, at, full_caption, plural, short_caption
+from data_recipes.scenes.grammar import NUMBERS, a, at, full_caption, is_at, plural, short_caption
 from data_recipes.scenes.names import EMOJI_NAMES
 from data_recipes.scenes.world import COLOURS, HELD_OUT, PLACES, SHAPES, Scene, SceneObject
 
@@ -56,7 +59,7 @@ def colour(scene: Scene, rng: random.Random) -> Question | None:
         f"which {word} does the {item.name} have?",
         f"what is the {word} of the {item.name}?",
     )
-    return Question("colour", rng.choice(asked), item.colour)
+    return Question("colour", rng.choice(asked), f"the {item.name} is {item.colour}")
 
 
 def shape(scene: Scene, rng: random.Random) -> Question | None:
@@ -127,17 +130,17 @@ def what_is_at(scene: Scene, rng: random.Random) -> Question:
     """What stands in a place; now and then in an empty one."""
     empty = [place for place in range(9) if scene.at(place) is None]
     if rng.random() < 0.15:
-        place, answer = rng.choice(empty), "nothing"
+        place, thing = rng.choice(empty), "nothing"
     else:
         item = rng.choice(scene.objects)
-        place, answer = item.place, a(item.noun)
+        place, thing = item.place, a(item.noun)
     asked = (
         f"what is {at(place)}?",
         f"what do you see {at(place)}?",
         f"which object is {at(place)}?",
         f"what is {PLACES[place]}?",
     )
-    return Question("what is at", rng.choice(asked), answer)
+    return Question("what is at", rng.choice(asked), f"{at(place)} is {thing}")
 
 
 def where(scene: Scene, rng: random.Random) -> Question | None:
@@ -150,7 +153,7 @@ def where(scene: Scene, rng: random.Random) -> Question | None:
         f"where do you see the {item.noun}?",
         f"in which place is the {item.noun}?",
     )
-    return Question("where", rng.choice(asked), at(item.place))
+    return Question("where", rng.choice(asked), is_at(item))
 
 
 def where_absent(scene: Scene, rng: random.Random) -> Question:
@@ -179,7 +182,8 @@ def relation(scene: Scene, rng: random.Random) -> Question | None:
         f"is the {first.noun} {words} the {second.noun}?",
         f"is the {first.noun} {short} the {second.noun}?",
     )
-    return Question(side, rng.choice(asked), "yes" if true else "no")
+    answer = f"{is_at(first)}, {is_at(second)}: {'yes' if true else 'no'}"
+    return Question(side, rng.choice(asked), answer)
 
 
 def compare(scene: Scene, rng: random.Random) -> Question:

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from data_recipes.scenes.names import EMOJI
+from data_recipes.scenes.names import EMOJI, EMOJI_NAMES
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (222, 32, 38),
@@ -27,6 +27,8 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 HELD_OUT = frozenset(
     {("purple", "star"), ("yellow", "heart"), ("green", "cross"), ("pink", "square")}
 )
+
+ALL_NOUNS = (*EMOJI_NAMES, *(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES))
 
 Split = Literal["train", "test", "heldout"]
 Kind = Literal["emoji", "shape"]

@@ -1,0 +1,124 @@
+"""Records to batches, one collator for each kind of stage. They run in loader workers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
+
+from vlm.errors import RecordError, VlmError
+from vlm.images import CleanImage, load_image
+from vlm.messages import Record
+from vlm.processor import Encoded, Processor
+from vlm.template import ChatTemplate, slot_texts
+from vlm.tokens import TextEncoder
+
+_IGNORE = -100
+
+
+class DialogueCollator:
+    """Conversations with pictures, for `align` and `instruct`. Pads on the right."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+
+    def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
+        """A batch with labels: see `vlm.processor.Processor.collate`."""
+        rows = [self._encode(record) for record in records]
+        return self._processor.collate(rows, padding_side="right", labels=True)
+
+    def _encode(self, record: Record) -> Encoded:
+        try:
+            return self._processor.encode(record.messages)
+        except VlmError as error:
+            raise RecordError(f"record {record.id}: {error}") from error
+
+
+class TextCollator:
+    """Conversations without pictures, for `language`. Pads on the right."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context_length: int) -> None:
+        assert isinstance(tokenizer.chat_template, str)
+        self._tokenizer = tokenizer
+        self._context_length = context_length
+        self._template = ChatTemplate(tokenizer.chat_template, tokenizer, "<image>")
+        self._encoder = TextEncoder(tokenizer, tokenizer.chat_template)
+
+    def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
+        """input_ids, attention_mask and labels, each (B, T)."""
+        rows = [self._encode(record) for record in records]
+        width = max(len(ids) for ids, _ in rows)
+        pad = self._tokenizer.pad_token_id
+        batch = {
+            "input_ids": torch.full((len(rows), width), pad),
+            "attention_mask": torch.zeros(len(rows), width, dtype=torch.long),
+            "labels": torch.full((len(rows), width), _IGNORE),
+        }
+        for row, (ids, mask) in enumerate(rows):
+            tokens = torch.tensor(ids)
+            batch["input_ids"][row, : len(ids)] = tokens
+            batch["attention_mask"][row, : len(ids)] = 1
+            batch["labels"][row, : len(ids)] = tokens.where(torch.tensor(mask), _IGNORE)
+        return batch
+
+    def _encode(self, record: Record) -> tuple[list[int], list[bool]]:
+        if record.images:
+            raise RecordError(f"record {record.id} has pictures; the stage language takes text")
+        skeleton = self._template.skeleton(record.messages, False)
+        ids, mask = self._encoder.encode(skeleton, slot_texts(record.messages))
+        if len(ids) > self._context_length:
+            raise RecordError(
+                f"record {record.id} has {len(ids)} tokens, the model takes "
+                f"{self._context_length}; shorten it or raise model.new_language.context_length"
+            )
+        return ids, mask
+
+
+class PairCollator:
+    """Pictures and the texts that belong to them, for `contrastive`.
+
+    Every assistant turn of a record is a text of its one picture. A picture smaller than
+    the tower's stays as it is (a close-up), a larger one is resized and cropped.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, preprocessing: CLIPImageProcessorPil, side: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._preprocessing = preprocessing
+        self._side = side
+
+    def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
+        """pixel_values (B, 3, H, W), text_ids and text_mask (U, T), targets (B, U)."""
+        pairs = [self._pair(record) for record in records]
+        texts = sorted({text for _, own in pairs for text in own})
+        encoded: Any = self._tokenizer(
+            texts, padding=True, padding_side="right", return_tensors="pt"
+        )
+        number = {text: index for index, text in enumerate(texts)}
+        targets = torch.zeros(len(pairs), len(texts))
+        for row, (_, own) in enumerate(pairs):
+            targets[row, [number[text] for text in own]] = 1
+        return {
+            "pixel_values": torch.stack([self._pixels(image) for image, _ in pairs]),
+            "text_ids": encoded["input_ids"],
+            "text_mask": encoded["attention_mask"],
+            "targets": targets,
+        }
+
+    def _pair(self, record: Record) -> tuple[CleanImage, list[str]]:
+        texts = [message.text for message in record.messages if message.role == "assistant"]
+        if len(record.images) != 1 or not texts:
+            raise RecordError(
+                f"record {record.id} has {len(record.images)} pictures and {len(texts)} answers; "
+                "the stage contrastive takes one picture and at least one answer"
+            )
+        return load_image(record.images[0]), texts
+
+    def _pixels(self, image: CleanImage) -> Tensor:
+        small = max(image.pixels.size) < self._side
+        steps = {"do_resize": not small, "do_center_crop": not small}
+        values = self._preprocessing(image.pixels, return_tensors="np", **steps)
+        return torch.from_numpy(np.asarray(values["pixel_values"][0], dtype=np.float32))

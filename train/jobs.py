@@ -1,0 +1,136 @@
+"""What a stage works on: its model, its collator, and how the result is written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPImageProcessorPil,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
+
+from train.collate import DialogueCollator, PairCollator, TextCollator
+from train.config import LanguageSize, RunConfig
+from train.contrastive import DualEncoder, new_vision_tower
+from train.dataset import RecordDataset
+from train.tokenizer import texts_of, train_tokenizer
+from vlm import lora as adapters
+from vlm.checkpoint import compose, load_checkpoint, save_checkpoint
+from vlm.language import load_tokenizer
+
+_TOKENIZER_RECORDS = 5000
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage made concrete.
+
+    Attributes:
+        model: what is trained, and frozen, in training mode.
+        collate: records to a batch of keyword arguments for the model.
+        write: writes the finished model into a folder.
+    """
+
+    model: nn.Module
+    collate: Callable[..., dict[str, Any]]
+    write: Callable[[Path], None]
+
+
+def contrastive_job(config: RunConfig, data: RecordDataset) -> Job:
+    """A vision tower, new or from a folder, beside a small text tower."""
+    if config.model.vision is None:
+        size = config.model.new_vision
+        assert size is not None
+        tokenizer = train_tokenizer(texts_of(data, _TOKENIZER_RECORDS), size.text_vocab_size)
+        model = DualEncoder(new_vision_tower(size), len(tokenizer))
+    else:
+        folder = Path(config.model.vision)
+        tokenizer = load_tokenizer(folder)
+        model = DualEncoder.from_folder(folder, len(tokenizer))
+    side = model.vision_tower.config.image_size
+    square = {"height": side, "width": side}
+    preprocessing = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)
+
+    def write(folder: Path) -> None:
+        model.save(folder)
+        preprocessing.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return Job(model, PairCollator(tokenizer, preprocessing, side), write)
+
+
+def language_job(config: RunConfig, data: RecordDataset) -> Job:
+    """A decoder, new or from a folder, on texts alone."""
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    if config.model.language is None:
+        size = config.model.new_language
+        assert size is not None
+        tokenizer = train_tokenizer(texts_of(data, _TOKENIZER_RECORDS), size.vocab_size)
+        model = LlamaForCausalLM(_llama(size, tokenizer))
+    else:
+        tokenizer = load_tokenizer(Path(config.model.language))
+        model = AutoModelForCausalLM.from_pretrained(config.model.language)
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return Job(model, TextCollator(tokenizer, model.config.max_position_embeddings), write)
+
+
+def align_job(config: RunConfig, data: RecordDataset) -> Job:
+    """Tower and decoder joined by a new projector."""
+    assert config.model.vision is not None and config.model.language is not None
+    model, processor = compose(
+        config.model.vision,
+        config.model.language,
+        projector=config.model.projector,
+        vision_feature_layer=config.model.vision_feature_layer,
+    )
+    return Job(
+        model, DialogueCollator(processor), lambda folder: save_checkpoint(model, processor, folder)
+    )
+
+
+def instruct_job(config: RunConfig, data: RecordDataset) -> Job:
+    """An aligned model; what LoRA learnt is kept as an adapter and merged into the folder."""
+    assert config.model.start is not None
+    model, processor = load_checkpoint(config.model.start)
+
+    def write(folder: Path) -> None:
+        if config.lora is not None:
+            adapters.save_adapter(model, folder / "adapter")
+            adapters.merge(model)
+        save_checkpoint(model, processor, folder)
+
+    return Job(model, DialogueCollator(processor), write)
+
+
+JOBS: dict[str, Callable[[RunConfig, RecordDataset], Job]] = {
+    "contrastive": contrastive_job,
+    "language": language_job,
+    "align": align_job,
+    "instruct": instruct_job,
+}
+
+
+def _llama(size: LanguageSize, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.hidden_size,
+        intermediate_size=3 * size.hidden_size,
+        num_hidden_layers=size.num_layers,
+        num_attention_heads=size.num_heads,
+        num_key_value_heads=size.num_heads,
+        max_position_embeddings=size.context_length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )

@@ -1,0 +1,98 @@
+"""A training run from recipe to model folder, told in order."""
+
+import shutil
+import time
+from pathlib import Path
+
+from rich.console import Console
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from train.config import RunConfig, list_recipes, load_config, save_config
+from train.dataset import RecordDataset
+from train.jobs import JOBS
+from train.report import write_curves, write_manifest
+from train.stages import STAGES, apply_stage, stage_table
+from train.trainer import StageTrainer
+from vlm.errors import ConfigError
+
+__all__ = ["Interrupted", "list_recipes", "run"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was stopped by a signal after it wrote a checkpoint."""
+
+
+def run(recipe: str, overrides: list[str] | None = None) -> Path:
+    """Train as a recipe says and return the folder of the result.
+
+    A folder that holds the finished result of the same recipe is returned as it is; one
+    that holds checkpoints of it is continued.
+
+    Raises:
+        ConfigError: the recipe is wrong, or the folder belongs to another run.
+        RecordError: a data file is missing or malformed.
+        CheckpointError: a model folder cannot be opened.
+        Interrupted: Ctrl-C or SIGTERM; the same call goes on from the checkpoint.
+    """
+    console = Console()
+    config = load_config(recipe, overrides)
+    output = Path(config.output)
+    if _is_finished(config, output):
+        console.print(f"{output} holds the finished result of this recipe")
+        return output
+    started = time.monotonic()
+    set_seed(config.seed)
+    data = RecordDataset(config.data)
+    held_out = RecordDataset([config.eval_data]) if config.eval_data else None
+    job = JOBS[config.stage](config, data)
+    report = apply_stage(job.model, STAGES[config.stage], config.lora)
+    console.print(stage_table(config.stage, report))
+    output.mkdir(parents=True, exist_ok=True)
+    save_config(config, output / "run.yaml")
+
+    trainer = StageTrainer(
+        run_config=config,
+        model=job.model,
+        data_collator=job.collate,
+        train_dataset=data,
+        eval_dataset=held_out,
+    )
+    checkpoints = Path(str(trainer.args.output_dir))
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if last:
+        console.print(f"continuing from {last}")
+    trainer.train(resume_from_checkpoint=last)
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; "
+            "the same command continues"
+        )
+
+    job.write(output)
+    write_curves(output, config.stage, trainer.state.log_history)
+    write_manifest(
+        output,
+        {
+            "stage": config.stage,
+            "seconds": round(time.monotonic() - started, 1),
+            "steps": trainer.state.global_step,
+            "data": {"files": config.data, "records": len(data), "sha256": data.fingerprint()},
+            "parts": [vars(line) for line in report],
+        },
+    )
+    shutil.rmtree(checkpoints)
+    return output
+
+
+def _is_finished(config: RunConfig, output: Path) -> bool:
+    """Whether the folder holds this run's result; the manifest is written last."""
+    written = output / "run.yaml"
+    if not written.is_file():
+        return False
+    if load_config(str(written)) != config:
+        raise ConfigError(
+            f"{output} belongs to another run (see {written}); choose another output=DIR "
+            "or remove that folder"
+        )
+    return (output / "manifest.json").is_file()

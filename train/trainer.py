@@ -1,0 +1,136 @@
+"""The one training loop: Hugging Face Trainer with our optimisers and checkpoints."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from train.config import RunConfig
+from train.optimizer import build_optimizer, parameter_groups
+from vlm.errors import CheckpointError
+
+_TRAINED = "trained.safetensors"
+
+
+class StageTrainer(Trainer):
+    """Trainer whose checkpoints hold what is trained, and nothing that is frozen."""
+
+    def __init__(self, *, run_config: RunConfig, **kwargs: Any) -> None:
+        super().__init__(args=training_arguments(run_config), **kwargs)
+        self._run_config = run_config
+        self.add_callback(StopOnSignal())
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW or Muon over the trainable parameters, the projector at its own rate."""
+        if self.optimizer is None:
+            config = self._run_config
+            muon = config.optimizer == "muon"
+            groups = parameter_groups(
+                self.model,
+                learning_rate=config.learning_rate,
+                weight_decay=config.weight_decay,
+                projector_learning_rate=config.projector_learning_rate,
+                muon=muon,
+            )
+            self.optimizer = build_optimizer(groups, muon=muon)
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            name: parameter.detach().contiguous()
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+        save_file(tensors, folder / _TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        path = Path(resume_from_checkpoint) / _TRAINED
+        saved = load_file(path)
+        wanted = {n: p for n, p in (model or self.model).named_parameters() if p.requires_grad}
+        if saved.keys() != wanted.keys():
+            odd = sorted(saved.keys() ^ wanted.keys())
+            raise CheckpointError(
+                f"{path} holds other parameters than this run trains ({', '.join(odd[:4])}); "
+                "choose another output folder"
+            )
+        with torch.no_grad():
+            for name, parameter in wanted.items():
+                parameter.copy_(saved[name])
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C and SIGTERM finish the step, write a checkpoint and stop; a second one kills."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Take over the signals."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._stop)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> TrainerControl:
+        """Ask for a checkpoint and the end, once a signal came."""
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = True
+        signal.signal(number, self._before[number])
+
+
+def training_arguments(config: RunConfig) -> TrainingArguments:
+    """The run in Trainer's own words."""
+    return TrainingArguments(
+        output_dir=str(Path(config.output) / "checkpoints"),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        lr_scheduler_type=config.schedule,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.precision == "bfloat16",
+        gradient_checkpointing=config.gradient_checkpointing,
+        dataloader_num_workers=config.num_workers,
+        dataloader_persistent_workers=config.num_workers > 0,
+        eval_strategy="steps" if config.eval_data else "no",
+        eval_steps=config.eval_steps,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        logging_steps=config.log_steps,
+        seed=config.seed,
+        data_seed=config.seed,
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["targets"] if config.stage == "contrastive" else ["labels"],
+        prediction_loss_only=True,
+    )
