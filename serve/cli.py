@@ -164,24 +164,28 @@ def serve(
 
 @app.command("eval")
 def evaluate(
-    data: Annotated[str, typer.Argument(help="Folder with records.jsonl, or a .jsonl file.")],
+    data: Annotated[Path, typer.Argument(help="Folder with records.jsonl, or a .jsonl file.")],
     model: Model = None,
-    json_file: Annotated[str | None, typer.Option("--json", help="Write the figures.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write figures and all answers here.")
+    ] = None,
     shuffled: Annotated[bool, typer.Option(help="Ask about somebody else's picture.")] = False,
     blind: Annotated[bool, typer.Option(help="Ask without any picture.")] = False,
     batch_size: BatchSize = 64,
-    seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
     """Measure answers against a data set; --shuffled and --blind show what guessing gets."""
+    from vlm.evaluation import evaluate as measure
     from vlm.messages import read_records
 
-    path = Path(data)
-    records = list(read_records(path / "records.jsonl" if path.is_dir() else path))
-    from vlm.evaluation import evaluate
-
-    report = evaluate(
+    if shuffled and blind:
+        raise ConfigError("--shuffled and --blind exclude each other; run one at a time")
+    if json_file is not None and not json_file.parent.is_dir():
+        raise ConfigError(f"--json {json_file}: there is no such folder; make it first")
+    records = list(read_records(data / "records.jsonl" if data.is_dir() else data))
+    report = measure(
         _open(model, device, dtype),
         records,
         shuffle_pictures=shuffled,
@@ -190,6 +194,8 @@ def evaluate(
         batch_size=batch_size,
     )
     print(report)
+    if json_file is not None:
+        json_file.write_text(report.to_json(with_answers=True) + "\n", encoding="utf-8")
 
 
 @app.command()
@@ -228,7 +234,7 @@ def data_build(
     recipe: Annotated[str, typer.Argument(help="See `vlm data list`.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     num: Annotated[int, typer.Option(help="Number of pictures.")] = 1000,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
+    seed: Seed = 0,
     task: Annotated[str, typer.Option(help="What is said: instruct, align, ...")] = "instruct",
     split: Annotated[Literal["train", "test", "heldout"], typer.Option()] = "train",
     max_objects: Annotated[int, typer.Option(help="Most objects in a scene.")] = 4,

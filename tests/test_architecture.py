@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("vlm", "train", "serve", "data_recipes")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # The star: everything knows vlm, and vlm knows nobody.
 ALLOWED = {name: {name, "vlm"} for name in PACKAGES}
@@ -93,13 +94,19 @@ def test_one_subject_a_file(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
 
 
-def test_every_import_is_a_declared_dependency() -> None:
+@pytest.mark.parametrize(
+    ("files", "extras"),
+    [(FILES, ("quantize", "heic")), (TESTS, ("quantize", "heic", "test"))],
+    ids=["packages", "tests"],
+)
+def test_every_import_is_a_declared_dependency(files: list[Path], extras: tuple[str, ...]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["quantize"], *extras["heic"]]
+    lines = list(project["dependencies"])
+    for extra in extras:
+        lines += project["optional-dependencies"][extra]
     declared = {line.partition(">")[0].lower().replace("_", "-") for line in lines}
     homes = packages_distributions()
-    wanted = {top(name) for path in FILES for name in imports(path)}
+    wanted = {top(name) for path in files for name in imports(path)}
     wanted -= set(sys.stdlib_module_names) | set(PACKAGES)
     for name in sorted(wanted):
         found = {home.lower().replace("_", "-") for home in homes.get(name, [name])}

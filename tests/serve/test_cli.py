@@ -300,3 +300,31 @@ def test_data_build_follows_the_seed(run: Run, tmp_path: Path) -> None:
     refused = run("data", "build", "scens", "--out", tmp_path / "x").refused()
     assert "'scenes'" in refused and not (tmp_path / "x").exists()
     assert "num" in run("data", "build", "scenes", "--num", 0, "--out", tmp_path / "x").refused()
+
+
+def test_eval_counts_every_question(run: Run, model: Path, tmp_path: Path) -> None:
+    data, figures = tmp_path / "scenes", tmp_path / "figures.json"
+    run("data", "build", "scenes", "--num", 4, "--split", "test", "--out", data)
+    asked = [q for r in read_records(data / "records.jsonl") for q in r.meta["questions"]]
+    words = ("eval", data, "--model", model, "--json", figures)
+    told = run(*words)
+    assert told.code == 0 and "overall" in told.out and "%" in told.out
+    report = json.loads(figures.read_text())
+    assert report["overall"]["n"] == len(asked) == len(report["answers"])
+    assert sorted({q["kind"] for q in asked}) == [kind["kind"] for kind in report["kinds"]]
+    assert report["control"] is None
+    run(*words, "--shuffled")
+    assert json.loads(figures.read_text())["control"] == "shuffled pictures"
+    run(*words, "--blind")
+    assert json.loads(figures.read_text())["control"] == "blank picture"
+
+
+def test_eval_tells_what_is_wrong(run: Run, model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "records.jsonl"
+    assert str(tmp_path) in run("eval", tmp_path, "--model", model).refused()
+    data.write_text("no json\n")
+    assert "records.jsonl" in run("eval", data, "--model", model).refused()
+    data.write_text("")
+    assert "no questions" in run("eval", tmp_path, "--model", model).refused()
+    assert "--blind" in run("eval", data, "--shuffled", "--blind").refused()
+    assert "no such folder" in run("eval", data, "--json", tmp_path / "x" / "y.json").refused()
