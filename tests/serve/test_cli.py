@@ -21,7 +21,12 @@ from serve.terminal import TerminalChat, printable
 from train.config import list_recipes
 from vlm.assistant import load
 from vlm.messages import read_records
-from vlm.testing import draw_image, tiny_llava_folder
+from vlm.testing import (
+    draw_image,
+    tiny_language_folder,
+    tiny_llava_folder,
+    tiny_vision_folder,
+)
 
 COMMAND = [sys.executable, "-c", "from serve.cli import main; main()"]
 
@@ -282,6 +287,25 @@ def test_train_tells_what_is_wrong(run: Run, tmp_path: Path) -> None:
     assert "learning_rate" in run("train", recipe, "lerning_rate=1").refused()
     assert "batch_size" in run("train", recipe, "batch_size=many").refused()
     assert "key=value" in run("train", recipe, "batch_size").refused()
+
+
+def test_train_writes_a_model_that_ask_opens(run: Run, tmp_path: Path) -> None:
+    data, out, recipe = tmp_path / "data", tmp_path / "out", tmp_path / "tiny.yaml"
+    run("data", "build", "scenes", "--task", "align", "--num", 4, "--out", data)
+    vision = tiny_vision_folder(tmp_path / "vision")
+    language = tiny_language_folder(tmp_path / "language")
+    recipe.write_text(
+        f"stage: align\noutput: {out}\ndata: [{data / 'records.jsonl'}]\nbatch_size: 2\n"
+        f"learning_rate: 0.001\nmodel: {{vision: {vision}, language: {language}}}\n"
+    )
+    told = run("train", recipe, "max_steps=2")
+    assert told.code == 0 and told.out.splitlines()[-1] == str(out)
+    picture = next((data / "images").rglob("*.png"))
+    answered = run("ask", picture, "what is it?", "--model", out, "--max-new-tokens", 4)
+    assert answered.code == 0
+    assert "another run" in run("train", recipe, "max_steps=3").refused()
+    elsewhere = ("output=" + str(tmp_path / "elsewhere"), f"data=[{tmp_path / 'absent.jsonl'}]")
+    assert "absent.jsonl" in run("train", recipe, *elsewhere).refused()
 
 
 def test_data_build_follows_the_seed(run: Run, tmp_path: Path) -> None:
