@@ -119,6 +119,7 @@ def add_captions(model: Captioner) -> None:
         if not paths:
             yield job, "Drop some pictures first.", [], gr.update(interactive=False)
             return
+        paths = list(dict.fromkeys(paths))  # the same file twice is one
         rows: list[Row] = []
         for rows in job.run(model, paths, prompt):
             yield job, _status(rows, len(paths)), _cells(rows), gr.update(interactive=False)

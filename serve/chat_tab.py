@@ -14,6 +14,7 @@ import gradio as gr
 
 from serve.session import ChatModel, ChatSession, Sampling
 from serve.view import chatbot_messages
+from vlm.errors import ConfigError
 
 PLACEHOLDER = "Drop or paste a picture, and ask"
 LONGEST_TEXT = 100_000  # a longer paste becomes an attached file, which is no picture
@@ -93,16 +94,22 @@ def _sampling_controls() -> list[gr.components.Component]:
                 0, 2, default.temperature, step=0.05, label="Temperature (0: most likely word)"
             ),
             gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p"),
-            gr.Number(None, label="Seed (empty: random)", precision=0, minimum=0),
+            # Not a Number: an empty one turns into 0 when the accordion opens.
+            gr.Textbox(label="Seed", placeholder="empty: different each time", max_length=20),
         ]
 
 
 def _wire(parts: _Parts, new_chat: gr.Button, model: ChatModel, slots: int) -> None:
     def answer(
-        session: ChatSession, tokens: float, temperature: float, top_p: float, seed: int | None
+        session: ChatSession, tokens: float, temperature: float, top_p: float, seed: str
     ) -> Iterator[list[dict[str, Any]]]:
-        for _ in session.answer(model, Sampling(int(tokens), temperature, top_p, seed)):
-            yield chatbot_messages(session.turns)
+        try:
+            sampling = Sampling(int(tokens), temperature, top_p, _seed(seed))
+        except ConfigError as error:
+            session.give_up(str(error))
+        else:
+            for _ in session.answer(model, sampling):
+                yield chatbot_messages(session.turns)
         yield chatbot_messages(session.turns)
 
     def choose(session: ChatSession, event: gr.SelectData) -> tuple[Any, ...]:
@@ -116,6 +123,7 @@ def _wire(parts: _Parts, new_chat: gr.Button, model: ChatModel, slots: int) -> N
         "outputs": parts.shown,
         "queue": False,
         "show_progress": "hidden",
+        "trigger_mode": "multiple",
         "api_visibility": "undocumented",
     }
     asked = [
@@ -131,6 +139,9 @@ def _wire(parts: _Parts, new_chat: gr.Button, model: ChatModel, slots: int) -> N
             concurrency_limit=slots,
             concurrency_id="answers",
             show_progress="hidden",
+            # Trap: by default the page drops this event while the one before it is still
+            # ending, and the question after a Stop would wait for an answer for ever.
+            trigger_mode="multiple",
             api_name="answer",
             api_visibility="undocumented",
         )
@@ -140,6 +151,15 @@ def _wire(parts: _Parts, new_chat: gr.Button, model: ChatModel, slots: int) -> N
     parts.chatbot.undo(_undo, parts.session, api_name="undo", **at_once)
     parts.chatbot.clear(_clear, parts.session, api_name="clear", **at_once)
     new_chat.click(_clear, parts.session, api_name="new_chat", **at_once)
+
+
+def _seed(text: str) -> int | None:
+    if not text.strip():
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"the seed is {text!r}; write a whole number or nothing") from None
 
 
 def _ask(session: ChatSession, asked: Update) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
 """A byte-level BPE tokenizer made from the texts of the training records."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -48,9 +48,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return fast
 
 
-def texts_of(records: Iterable[Record], num: int) -> Iterator[str]:
-    """The texts of the first ``num`` records, turn by turn."""
-    for index, record in enumerate(records):
-        if index == num:
-            return
-        yield from (message.text for message in record.messages)
+def texts_of(records: Sequence[Record], num: int) -> Iterator[str]:
+    """The texts, turn by turn, of ``num`` records spread evenly over all of them.
+
+    Spread, because several data files stand one behind the other: the first records
+    alone would know nothing of the words of the second file.
+    """
+    step = max(len(records) // num, 1)
+    for index in range(0, len(records), step):
+        yield from (message.text for message in records[index].messages)

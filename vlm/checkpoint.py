@@ -54,7 +54,13 @@ def load_checkpoint(
     config = read_config(folder)
     processor = Processor.from_folder(folder)
     shard_paths(folder)
-    with no_init_weights(), torch.device(device), _default_dtype(dtype or config.dtype):
+    # Layers draw weights that are overwritten below; the caller's random numbers stay as they were.
+    with (
+        torch.random.fork_rng(devices=[]),
+        no_init_weights(),
+        torch.device(device),
+        _default_dtype(dtype or config.dtype),
+    ):
         model = VisionLanguageModel(config)
     model.language_model.tie_weights()  # not done while initialisation is off
     read_model(model, folder)

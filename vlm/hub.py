@@ -44,6 +44,7 @@ def resolve(model: str | os.PathLike[str] | None) -> Path:
 
 
 def _download(hub_id: str) -> Path:
+    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -64,7 +65,7 @@ def _download(hub_id: str) -> Path:
         raise CheckpointError(
             f"{hub_id}: no such folder here and no such model on the hub; check the name"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.TransportError, OSError) as error:
         raise CheckpointError(
             f"{hub_id}: no such folder here, and the hub cannot be reached; where there is a "
             f"network, run `hf download {hub_id} --local-dir FOLDER` and give that folder"

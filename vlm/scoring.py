@@ -1,5 +1,7 @@
 """Answers against references: exact match after normalising, per kind, with intervals."""
 
+import io
+import json
 import math
 import re
 from collections import Counter
@@ -118,6 +120,19 @@ class Report:
                 for q, given in pairs
             ]
         return result
+
+    def to_json(self, *, with_answers: bool = False) -> str:
+        """`as_dict` as indented JSON text."""
+        return json.dumps(self.as_dict(with_answers=with_answers), indent=2, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        """The table as plain text, as wide as it needs to be."""
+        from rich.console import Console
+
+        console = Console(width=200, file=io.StringIO())
+        with console.capture() as captured:
+            console.print(self.table())
+        return captured.get().rstrip("\n")
 
     def table(self) -> "Table":
         """The report for a terminal, with the majority baseline beside each accuracy."""

@@ -61,9 +61,13 @@ def phrases(scene: Scene, rng: random.Random, num_turns: int) -> Turns:
 
 def language(scene: Scene, rng: random.Random, num_turns: int) -> Turns:
     """The scene in words in the place of the picture, then questions and answers."""
-    pairs = [(q.question, q.answer) for q in ask(scene, rng, num_turns)]
-    first_question, first_answer = pairs[0]
-    return _turns([(f"{described(scene, rng)} {first_question}", first_answer), *pairs[1:]])
+    return tell(scene, ask(scene, rng, num_turns), rng)
+
+
+def tell(scene: Scene, asked: list[Question], rng: random.Random) -> Turns:
+    """The scene in words, then these questions with their answers."""
+    first, *rest = [(q.question, q.answer) for q in asked]
+    return _turns([(f"{described(scene, rng)} {first[0]}", first[1]), *rest])
 
 
 def pairs(scene: Scene, rng: random.Random, num_turns: int) -> Turns:
@@ -100,7 +104,9 @@ def questions(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
     """One question of every kind that the scene admits, for evaluation."""
     made = [maker(scene, rng) for maker in KINDS.values()]
     return [
-        {"question": q.question, "answer": q.answer, "kind": q.kind} for q in made if q is not None
+        {"question": q.question, "answer": q.reference, "kind": q.kind}
+        for q in made
+        if q is not None
     ]
 
 

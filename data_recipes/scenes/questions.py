@@ -38,6 +38,13 @@ class Question:
     question: str
     answer: str
 
+    @property
+    def reference(self) -> str:
+        """What decides whether an answer is right: its yes or no, where it has one."""
+        words = self.answer.replace(",", " ").replace(":", " ").split()
+        verdicts = [word for word in (words[0], words[-1]) if word in ("yes", "no")]
+        return verdicts[0] if verdicts else self.answer
+
 
 def name(scene: Scene, rng: random.Random) -> Question | None:
     """What the only object is called."""

@@ -40,7 +40,7 @@ def find_font(paths: tuple[Path, ...] = _FONT_PATHS) -> Path:
 
 
 def render_emoji(character: str, font: Path) -> Image.Image:
-    """One emoji from the font as a square RGBA picture of side `SPRITE_SIZE`, filled to its edges."""
+    """One emoji from the font: a square RGBA picture of side `SPRITE_SIZE`, filled to its edges."""
     face = ImageFont.truetype(str(font), _FONT_PIXELS)
     canvas = Image.new("RGBA", (160, 160), (0, 0, 0, 0))
     ImageDraw.Draw(canvas).text((8, 8), character, font=face, embedded_color=True)

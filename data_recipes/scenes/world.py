@@ -73,10 +73,12 @@ class SceneObject:
 
     @property
     def row(self) -> int:
+        """Row of its place, 0 at the top."""
         return self.place // 3
 
     @property
     def column(self) -> int:
+        """Column of its place, 0 at the left."""
         return self.place % 3
 
 
@@ -116,11 +118,11 @@ def draw_lots(
         raise ValueError(f"num_objects is {num_objects}; a scene holds 1 to {MAX_OBJECTS} objects")
     places = sorted(rng.sample(range(9), num_objects))
     looks = [_draw_look(rng, shapes) for _ in places]
-    if split == "heldout":
-        looks[0] = ("shape", *reversed(rng.choice(sorted(HELD_OUT))))
-        rng.shuffle(looks)
     if num_objects > 1 and rng.random() < 0.2:
         looks[1] = looks[0]  # twins, so that counting one kind is worth asking
+        rng.shuffle(looks)
+    if split == "heldout":  # last, so that no twin takes its place
+        looks[0] = ("shape", *reversed(rng.choice(sorted(HELD_OUT))))
         rng.shuffle(looks)
     objects = tuple(_place(rng, look, place) for look, place in zip(looks, places, strict=True))
     base = _light_colour(rng)

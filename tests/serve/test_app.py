@@ -13,12 +13,13 @@ from typing import Any
 import httpx
 import pytest
 from gradio_client import Client, handle_file
+from PIL import Image
 
 from serve.app import build_app, running
 from vlm.errors import ConfigError
 
 Messages = list[dict[str, Any]]
-SAMPLING = (16, 0.0, 1.0, None)
+SAMPLING = (16, 0.0, 1.0, "")
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -157,24 +158,47 @@ def test_sampling_out_of_range_is_refused(page: str, standin: Any, bad: object) 
     assert standin.seen == []
 
 
+@pytest.mark.parametrize(("text", "seed"), [(" 7 ", 7), ("", None), ("0", 0)])
+def test_a_seed_is_a_number_or_nothing(page: str, standin: Any, text: str, seed: object) -> None:
+    client = connect(page)
+    ask(client, "hello")
+    client.predict(*SAMPLING[:3], text, api_name="/answer")
+    assert standin.options[-1]["seed"] == seed
+
+
+def test_a_seed_of_letters_is_told(page: str, standin: Any) -> None:
+    client = connect(page)
+    ask(client, "hello")
+    shown = client.predict(*SAMPLING[:3], "lucky", api_name="/answer")
+    assert "whole number" in last_reply(shown)
+    assert standin.seen == []
+
+
 def test_captions_table_and_download(page: str, picture: Path, tmp_path: Path) -> None:
     client = connect(page)
     broken = tmp_path / "broken.png"
     broken.write_bytes(picture.read_bytes()[:-30])
-    files = [handle_file(path) for path in (picture, broken, picture)]
+    other = tmp_path / "other.png"
+    Image.new("RGB", (41, 9)).save(other)
+    files = [handle_file(path) for path in (picture, broken, other, picture)]
     status, table, download = client.predict(files, "", api_name="/caption")
     assert status == "3 of 3 pictures, 1 could not be used."
     cells = [row[1] for row in table["data"]]
-    assert cells[0] == cells[2] == "a picture of 40"
+    assert (cells[0], cells[2]) == ("a picture of 40", "a picture of 41")
     assert cells[1].startswith("\u26a0")
     rows = [json.loads(line) for line in Path(download["value"]).read_text().splitlines()]
     assert rows[0] == {"file": "my picture.png", "caption": "a picture of 40"}
     assert set(rows[1]) == {"file", "error", "code"}
 
 
-def test_captions_stop(page: str, picture: Path) -> None:
+def test_captions_stop(page: str, tmp_path: Path) -> None:
     client = connect(page)
-    job = client.submit([handle_file(picture)] * 80, "", api_name="/caption")
+    files = []
+    for i in range(80):
+        path = tmp_path / f"{i}.png"
+        Image.new("RGB", (i + 1, 9)).save(path)
+        files.append(handle_file(path))
+    job = client.submit(files, "", api_name="/caption")
     wait_for(lambda: len(job.outputs()) > 1)
     client.predict(api_name="/caption_stop")
     status = job.result()[0]

@@ -153,8 +153,11 @@ class Batch:
         return self._last(output.logits)
 
     def _last(self, logits: torch.Tensor | None) -> torch.Tensor:
+        """Logits (B, V) of the last position; the image token, which is no text, is ruled out."""
         assert logits is not None
-        return logits[:, -1]
+        last = logits[:, -1]
+        last[:, self._engine.processor.image_token_id] = -torch.inf
+        return last
 
     def _drop_ended(self) -> None:
         """Take ended rows out of the batch and out of the KV cache.
