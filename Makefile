@@ -32,10 +32,13 @@ lint: install
 check: lint test
 
 built-in: install
-	$(BIN)/vlm train --list
+	date
+	OMP_NUM_THREADS=1 $(MAKE) -f train/built-in.mk -j2 parts
+	$(MAKE) -f train/built-in.mk ship
+	date
 
 evaluate: install
-	$(BIN)/vlm data build scenes --num 500 --seed 1 --split test --out runs/evaluate
+	$(BIN)/vlm data build scenes --num 1000 --seed 2027 --split test --out runs/evaluate
 	$(BIN)/vlm eval runs/evaluate
 	$(BIN)/vlm eval runs/evaluate --shuffled
 	$(BIN)/vlm eval runs/evaluate --blind

@@ -238,6 +238,8 @@ def data_build(
     task: Annotated[str, typer.Option(help="What is said: instruct, align, ...")] = "instruct",
     split: Annotated[Literal["train", "test", "heldout"], typer.Option()] = "train",
     max_objects: Annotated[int, typer.Option(help="Most objects in a scene.")] = 4,
+    turns: Annotated[int, typer.Option(help="Questions in a dialogue.")] = 6,
+    close_up: Annotated[bool, typer.Option(help="One object, cut out at half the side.")] = False,
 ) -> None:
     """Make data: pictures, and records.jsonl beside them."""
     if recipe not in DATA_RECIPES:
@@ -248,4 +250,15 @@ def data_build(
     from serve.progress import counting
 
     with counting("drawing", num) as step:
-        print(build(num, seed, out, task=task, split=split, max_objects=max_objects, progress=step))
+        records = build(
+            num,
+            seed,
+            out,
+            task=task,
+            turns=turns,
+            max_objects=max_objects,
+            close_up=close_up,
+            split=split,
+            progress=step,
+        )
+    print(records)

@@ -93,8 +93,9 @@ def compose(
 
     Args:
         vision: folder of a CLIP model or of its vision half alone, with its
-            preprocessor_config.json.
-        language: folder of a decoder-only language model with its tokenizer.
+            preprocessor_config.json; or a LLaVA folder, whose tower is taken.
+        language: folder of a decoder-only language model with its tokenizer; or a LLaVA
+            folder, whose decoder is taken.
         projector: a key of `PROJECTORS`.
         vision_feature_layer: which layer's states are the visual tokens.
         vision_feature_select_strategy: ``"default"`` drops the class token.
@@ -111,13 +112,10 @@ def compose(
     if image_token in (None, tokenizer.unk_token_id):
         tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
         image_token = tokenizer.convert_tokens_to_ids("<image>")
-    text_config = _part_config(language)
-    check_language_config(text_config)
-    decoder = _load_part(AutoModelForCausalLM, language, text_config, dtype or "auto")
+    decoder = _language_part(language, dtype)
     if len(tokenizer) > decoder.get_input_embeddings().num_embeddings:
         decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    vision_config = _vision_config(vision)
-    tower = _load_part(CLIPVisionModel, vision, vision_config, decoder.dtype)
+    tower = _vision_part(vision, decoder.dtype)
     config = LlavaConfig(
         vision_config=tower.config,
         text_config=decoder.config,
@@ -208,8 +206,23 @@ def _part_config(folder: Path) -> PretrainedConfig:
         raise CheckpointError(f"{folder}: config.json: {_one_line(error)}") from error
 
 
-def _vision_config(folder: Path) -> PretrainedConfig:
-    """The vision half of a CLIP config, or a vision config itself."""
+def _is_llava(folder: Path) -> bool:
+    return _read_json(folder, "config.json").get("model_type") == "llava"
+
+
+def _language_part(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The decoder of a folder of its own, or of a LLaVA folder."""
+    if _is_llava(folder):
+        return load_checkpoint(folder, dtype=dtype)[0].language_model
+    config = _part_config(folder)
+    check_language_config(config)
+    return _load_part(AutoModelForCausalLM, folder, config, dtype or "auto")
+
+
+def _vision_part(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The tower of a folder of its own, of a whole CLIP model, or of a LLaVA folder."""
+    if _is_llava(folder):
+        return load_checkpoint(folder, dtype=dtype)[0].vision_tower
     config = _part_config(folder)
     config = getattr(config, "vision_config", config)
     if config.model_type not in VISION_TOWERS:
@@ -217,7 +230,7 @@ def _vision_config(folder: Path) -> PretrainedConfig:
             f"{folder}: unknown vision tower {config.model_type!r}; "
             f"known: {', '.join(VISION_TOWERS)}"
         )
-    return config
+    return _load_part(CLIPVisionModel, folder, config, dtype)
 
 
 def _load_part(

@@ -68,6 +68,9 @@ class VisionLanguageModel(PreTrainedModel):
         language_model: PreTrainedModel | None = None,
     ) -> None:
         super().__init__(config)
+        for given in (vision_tower, language_model):
+            for module in given.modules() if given is not None else ():
+                module._is_hf_initialized = True  # or post_init would draw its weights anew
         self.vision_tower = vision_tower or build_vision_tower(config)
         self.multi_modal_projector = build_projector(config)
         self.language_model = language_model or build_language_model(config.text_config)

@@ -76,7 +76,7 @@ def pairs(scene: Scene, rng: random.Random, num_turns: int) -> Turns:
     A small decoder learns to look things up from this within minutes, and from scenes in
     words alone hardly at all; so it comes first.
     """
-    size = rng.randint(3, 9)
+    size = rng.randint(2, 8)
     keys = rng.sample(ALL_NOUNS, size)
     values = rng.sample(PLACES, size)
     if rng.random() < 0.5:
@@ -85,6 +85,8 @@ def pairs(scene: Scene, rng: random.Random, num_turns: int) -> Turns:
         keys, values = list(values), list(keys)
     both = [f"{key} {value}" for key, value in zip(keys, values, strict=True)]
     listed = ", ".join(both)
+    if rng.random() < 0.5:
+        return _turns([(f"scene: {listed}. once more.", listed)])
     rng.shuffle(both)
     return _turns([(f"scene: {listed}. in another order.", ", ".join(both))])
 

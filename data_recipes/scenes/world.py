@@ -122,7 +122,8 @@ def draw_lots(
         looks[1] = looks[0]  # twins, so that counting one kind is worth asking
         rng.shuffle(looks)
     if split == "heldout":  # last, so that no twin takes its place
-        looks[0] = ("shape", *reversed(rng.choice(sorted(HELD_OUT))))
+        colour, shape = rng.choice(sorted(HELD_OUT))
+        looks[0] = ("shape", shape, colour)
         rng.shuffle(looks)
     objects = tuple(_place(rng, look, place) for look, place in zip(looks, places, strict=True))
     base = _light_colour(rng)
