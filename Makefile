@@ -33,8 +33,8 @@ check: lint test
 
 built-in: install
 	date
-	OMP_NUM_THREADS=1 $(MAKE) -f train/built-in.mk -j2 parts
-	$(MAKE) -f train/built-in.mk ship
+	OMP_NUM_THREADS=1 $(MAKE) -f built-in.mk -j2 parts
+	$(MAKE) -f built-in.mk ship
 	date
 
 evaluate: install

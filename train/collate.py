@@ -1,6 +1,7 @@
 """Records to batches, one collator for each kind of stage. They run in loader workers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
+from train.contrastive import MAX_TEXT_TOKENS
 from vlm.errors import RecordError, VlmError
 from vlm.images import CleanImage, load_image
 from vlm.messages import Record
@@ -30,10 +32,10 @@ class DialogueCollator:
         return self._processor.collate(rows, padding_side="right", labels=True)
 
     def _encode(self, record: Record) -> Encoded:
-        try:
-            return self._processor.encode(record.messages)
-        except VlmError as error:
-            raise RecordError(f"record {record.id}: {error}") from error
+        with _naming(record):
+            row = self._processor.encode(record.messages)
+        _check_learnt(record, row.loss_mask)
+        return row
 
 
 class TextCollator:
@@ -66,13 +68,15 @@ class TextCollator:
     def _encode(self, record: Record) -> tuple[list[int], list[bool]]:
         if record.images:
             raise RecordError(f"record {record.id} has pictures; the stage language takes text")
-        skeleton = self._template.skeleton(record.messages, False)
+        with _naming(record):
+            skeleton = self._template.skeleton(record.messages, False)
         ids, mask = self._encoder.encode(skeleton, slot_texts(record.messages))
         if len(ids) > self._context_length:
             raise RecordError(
                 f"record {record.id} has {len(ids)} tokens, the model takes "
                 f"{self._context_length}; shorten it or raise model.new_language.context_length"
             )
+        _check_learnt(record, mask)
         return ids, mask
 
 
@@ -97,6 +101,7 @@ class PairCollator:
         encoded: Any = self._tokenizer(
             texts, padding=True, padding_side="right", return_tensors="pt"
         )
+        self._check_lengths(records, texts, encoded["attention_mask"].sum(1).tolist())
         number = {text: index for index, text in enumerate(texts)}
         targets = torch.zeros(len(pairs), len(texts))
         for row, (_, own) in enumerate(pairs):
@@ -115,10 +120,37 @@ class PairCollator:
                 f"record {record.id} has {len(record.images)} pictures and {len(texts)} answers; "
                 "the stage contrastive takes one picture and at least one answer"
             )
-        return load_image(record.images[0]), texts
+        with _naming(record):
+            return load_image(record.images[0]), texts
+
+    def _check_lengths(
+        self, records: Sequence[Record], texts: Sequence[str], lengths: Sequence[int]
+    ) -> None:
+        for text, length in zip(texts, lengths, strict=True):
+            if length > MAX_TEXT_TOKENS:
+                ids = [r.id for r in records if any(m.text == text for m in r.messages)]
+                raise RecordError(
+                    f"record {ids[0]} has an answer of {length} tokens, the text tower takes "
+                    f"{MAX_TEXT_TOKENS}; shorten it"
+                )
 
     def _pixels(self, image: CleanImage) -> Tensor:
         small = max(image.pixels.size) < self._side
         steps = {"do_resize": not small, "do_center_crop": not small}
         values = self._preprocessing(image.pixels, return_tensors="np", **steps)
         return torch.from_numpy(np.asarray(values["pixel_values"][0], dtype=np.float32))
+
+
+@contextmanager
+def _naming(record: Record) -> Iterator[None]:
+    """Errors say which record they are about."""
+    try:
+        yield
+    except VlmError as error:
+        raise RecordError(f"record {record.id}: {error}") from error
+
+
+def _check_learnt(record: Record, mask: Sequence[bool]) -> None:
+    """A batch of records with nothing to learn would have a loss of 0 / 0."""
+    if not any(mask):
+        raise RecordError(f"record {record.id} has no answer to learn from; remove it")

@@ -200,9 +200,8 @@ def _explain(recipe: str, error: ValidationError) -> str:
     for item in error.errors():
         where = ".".join(str(step) for step in item["loc"])
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(item["loc"][-1]), _known_keys(), 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            parts.append(f"unknown key {where!r}{hint}")
+            near = _nearest(where)
+            parts.append(f"unknown key {where!r}{f'; did you mean {near!r}?' if near else ''}")
         elif item["type"] == "missing":
             parts.append(f"key {where!r} is missing")
         else:
@@ -211,6 +210,18 @@ def _explain(recipe: str, error: ValidationError) -> str:
     return f"recipe {recipe}: {'; '.join(parts)}"
 
 
-def _known_keys() -> list[str]:
-    models = (RunConfig, ModelConfig, LoraConfig, VisionSize, LanguageSize)
-    return [key for model in models for key in model.model_fields]
+def _nearest(key: str) -> str | None:
+    """The known key that is spelt most like this one, or has its name elsewhere."""
+    known = [prefix + name for prefix, model in _SECTIONS.items() for name in model.model_fields]
+    last = key.rpartition(".")[2]
+    same_name = [name for name in known if name.rpartition(".")[2] == last]
+    return next(iter(difflib.get_close_matches(key, known, 1) or same_name), None)
+
+
+_SECTIONS: dict[str, type[_Strict]] = {
+    "": RunConfig,
+    "model.": ModelConfig,
+    "model.new_vision.": VisionSize,
+    "model.new_language.": LanguageSize,
+    "lora.": LoraConfig,
+}

@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 from vlm.errors import CheckpointError
 
 _REST = "dual_encoder.safetensors"  # everything but the vision tower
+MAX_TEXT_TOKENS = 64
 _MAX_SCALE = 100.0  # the clamp of Radford et al. 2021, section 2.5
 
 
@@ -40,7 +41,7 @@ class DualEncoder(nn.Module):
                 intermediate_size=2 * width,
                 num_hidden_layers=2,
                 num_attention_heads=config.num_attention_heads,
-                max_position_embeddings=64,
+                max_position_embeddings=MAX_TEXT_TOKENS,
                 projection_dim=width,
                 bos_token_id=None,
                 eos_token_id=0,  # only for a pooling that is not used here

@@ -56,7 +56,11 @@ class RecordDataset(Dataset[Record]):
             file.seek(self._starts[index])
             line = file.readline()
         where = f"{path}, byte {self._starts[index]}"
-        return parse_record(line.decode("utf-8"), path.parent, where)
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{where}: not UTF-8 text") from error
+        return parse_record(text, path.parent, where)
 
     def fingerprint(self) -> str:
         """sha256 over names and contents of the files, for the run's manifest."""

@@ -35,6 +35,7 @@ def write_curves(folder: Path, stage: str, history: Sequence[Mapping[str, Any]])
             axes.plot(*zip(*points, strict=True), label=label)
     axes.set(title=f"stage {stage}", xlabel="optimiser steps", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.has_data():
+        axes.legend()
     figure.savefig(folder / "curves.png", dpi=120)
     pyplot.close(figure)

@@ -6,14 +6,13 @@ from pathlib import Path
 
 from rich.console import Console
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from train.config import RunConfig, list_recipes, load_config, save_config
 from train.dataset import RecordDataset
 from train.jobs import JOBS
 from train.report import write_curves, write_manifest
 from train.stages import STAGES, apply_stage, stage_table
-from train.trainer import StageTrainer
+from train.trainer import StageTrainer, last_checkpoint
 from vlm.errors import ConfigError
 
 __all__ = ["Interrupted", "list_recipes", "run"]
@@ -48,8 +47,6 @@ def run(recipe: str, overrides: list[str] | None = None) -> Path:
     job = JOBS[config.stage](config, data)
     report = apply_stage(job.model, STAGES[config.stage], config.lora)
     console.print(stage_table(config.stage, report))
-    output.mkdir(parents=True, exist_ok=True)
-    save_config(config, output / "run.yaml")
 
     trainer = StageTrainer(
         run_config=config,
@@ -58,30 +55,35 @@ def run(recipe: str, overrides: list[str] | None = None) -> Path:
         train_dataset=data,
         eval_dataset=held_out,
     )
+    if trainer.is_world_process_zero():
+        output.mkdir(parents=True, exist_ok=True)
+        save_config(config, output / "run.yaml")
     checkpoints = Path(str(trainer.args.output_dir))
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = last_checkpoint(checkpoints)
     if last:
         console.print(f"continuing from {last}")
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train_from(last)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; "
             "the same command continues"
         )
 
-    job.write(output)
-    write_curves(output, config.stage, trainer.state.log_history)
-    write_manifest(
-        output,
-        {
-            "stage": config.stage,
-            "seconds": round(time.monotonic() - started, 1),
-            "steps": trainer.state.global_step,
-            "data": {"files": config.data, "records": len(data), "sha256": data.fingerprint()},
-            "parts": [vars(line) for line in report],
-        },
-    )
-    shutil.rmtree(checkpoints)
+    if trainer.is_world_process_zero():
+        job.write(output)
+        write_curves(output, config.stage, trainer.state.log_history)
+        write_manifest(
+            output,
+            {
+                "stage": config.stage,
+                "seconds": round(time.monotonic() - started, 1),
+                "steps": trainer.state.global_step,
+                "data": {"files": config.data, "records": len(data), "sha256": data.fingerprint()},
+                "parts": [vars(line) for line in report],
+            },
+        )
+        shutil.rmtree(checkpoints)
+    trainer.accelerator.wait_for_everyone()
     return output
 
 

@@ -1,11 +1,11 @@
 """A byte-level BPE tokenizer made from the texts of the training records."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from vlm.messages import Record
+from train.dataset import RecordDataset
 
 PAD, END, IMAGE = "<|pad|>", "<|end|>", "<image>"
 _SPECIAL = [PAD, "<|system|>", "<|user|>", "<|assistant|>", END, IMAGE]
@@ -48,7 +48,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return fast
 
 
-def texts_of(records: Sequence[Record], num: int) -> Iterator[str]:
+def texts_of(records: RecordDataset, num: int) -> Iterator[str]:
     """The texts, turn by turn, of ``num`` records spread evenly over all of them.
 
     Spread, because several data files stand one behind the other: the first records

@@ -1,5 +1,6 @@
 """The one training loop: Hugging Face Trainer with our optimisers and checkpoints."""
 
+import json
 import signal
 from pathlib import Path
 from types import FrameType
@@ -20,15 +21,19 @@ from train.optimizer import build_optimizer, parameter_groups
 from vlm.errors import CheckpointError
 
 _TRAINED = "trained.safetensors"
+_STATE = "trainer_state.json"
 
 
 class StageTrainer(Trainer):
     """Trainer whose checkpoints hold what is trained, and nothing that is frozen."""
 
+    optimizer: torch.optim.Optimizer | None
+
     def __init__(self, *, run_config: RunConfig, **kwargs: Any) -> None:
         super().__init__(args=training_arguments(run_config), **kwargs)
         self._run_config = run_config
-        self.add_callback(StopOnSignal())
+        self._stop = StopOnSignal()
+        self.add_callback(self._stop)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW or Muon over the trainable parameters, the projector at its own rate."""
@@ -44,6 +49,21 @@ class StageTrainer(Trainer):
             )
             self.optimizer = build_optimizer(groups, muon=muon)
         return self.optimizer
+
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Train to the end; of a checkpoint that stands there already, only load the weights.
+
+        Trainer itself would take one step more than the recipe says.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / _STATE)) if checkpoint else None
+        if state is not None and state.global_step >= state.max_steps:
+            self._load_from_checkpoint(str(checkpoint))
+            self.state = state
+            return
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            self._stop.on_train_end()  # not called after an error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
@@ -90,7 +110,7 @@ class StopOnSignal(TrainerCallback):
         **kwargs: Any,
     ) -> TrainerControl:
         """Ask for a checkpoint and the end, once a signal came."""
-        if self.stopped:
+        if _any_rank(self.stopped, args):
             control.should_save = control.should_training_stop = True
         return control
 
@@ -104,10 +124,35 @@ class StopOnSignal(TrainerCallback):
         signal.signal(number, self._before[number])
 
 
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole: Trainer writes its own state last."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{_STATE}") if _is_json(path)]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def _any_rank(flag: bool, args: TrainingArguments) -> bool:
+    """Whether the flag is set on any rank: one that stopped alone would leave the rest waiting."""
+    if args.world_size == 1:
+        return flag
+    shared = torch.tensor(int(flag), device=args.device)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+    return bool(shared)
+
+
 def training_arguments(config: RunConfig) -> TrainingArguments:
     """The run in Trainer's own words."""
     return TrainingArguments(
         output_dir=str(Path(config.output) / "checkpoints"),
+        # Said aloud: without it, ranks with no GPU would each train alone.
+        use_cpu=not torch.accelerator.is_available(),
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,

@@ -19,7 +19,7 @@ train = $(VLM) train builtin-$(notdir $(@D))
 .DELETE_ON_ERROR:
 
 # The two halves need nothing of each other: `make -j2 parts` with one thread for each.
-parts: $(RUN)/tower/manifest.json $(RUN)/language/manifest.json
+parts: $(RUN)/tower/manifest.json $(RUN)/reading/manifest.json
 joined: $(RUN)/instruct/manifest.json
 
 ship: joined
@@ -34,7 +34,9 @@ $(RUN)/lookup/manifest.json: $(DATA)/pairs/records.jsonl $(DATA)/language-sample
 	$(train)
 $(RUN)/language/manifest.json: $(RUN)/lookup/manifest.json $(DATA)/language/records.jsonl
 	$(train)
-$(RUN)/align/manifest.json: $(RUN)/tower/manifest.json $(RUN)/language/manifest.json \
+$(RUN)/reading/manifest.json: $(RUN)/language/manifest.json $(DATA)/reading/records.jsonl
+	$(train)
+$(RUN)/align/manifest.json: $(RUN)/tower/manifest.json $(RUN)/reading/manifest.json \
   $(DATA)/align/records.jsonl
 	$(train)
 $(RUN)/instruct/manifest.json: $(RUN)/align/manifest.json $(DATA)/instruct/records.jsonl
@@ -53,6 +55,8 @@ $(DATA)/language-sample/records.jsonl:
 $(DATA)/language/records.jsonl:
 	$(held_out) --task language --num 512 --seed 4
 	$(scenes) --task language --num 60000 --seed 4
+$(DATA)/reading/records.jsonl:
+	$(scenes) --task language --num 40000 --seed 7
 $(DATA)/align/records.jsonl:
 	$(held_out) --task align --num 256 --seed 5
 	$(scenes) --task align --num 10000 --seed 5
