@@ -217,9 +217,13 @@ def train(
     if recipe is None:
         raise ConfigError("name a recipe: vlm train RECIPE; `vlm train --list` shows them")
     load_config(recipe, overrides)  # a wrong key is told before torch is loaded
-    from train.run import run
+    from train.run import Interrupted, run
 
-    print(run(recipe, overrides or []))
+    try:
+        print(run(recipe, overrides or []))
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        raise typer.Exit(130) from None  # as shells report a program ended by Ctrl-C
 
 
 @data_app.command("list")

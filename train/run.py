@@ -12,7 +12,7 @@ from train.dataset import RecordDataset
 from train.jobs import JOBS
 from train.report import write_curves, write_manifest
 from train.stages import STAGES, apply_stage, stage_table
-from train.trainer import StageTrainer, last_checkpoint
+from train.trainer import CHECKPOINTS, StageTrainer, last_checkpoint
 from vlm.errors import ConfigError
 
 __all__ = ["Interrupted", "list_recipes", "run"]
@@ -58,8 +58,7 @@ def run(recipe: str, overrides: list[str] | None = None) -> Path:
     if trainer.is_world_process_zero():
         output.mkdir(parents=True, exist_ok=True)
         save_config(config, output / "run.yaml")
-    checkpoints = Path(str(trainer.args.output_dir))
-    last = last_checkpoint(checkpoints)
+    last = last_checkpoint(output / CHECKPOINTS)
     if last:
         console.print(f"continuing from {last}")
     trainer.train_from(last)
@@ -82,19 +81,22 @@ def run(recipe: str, overrides: list[str] | None = None) -> Path:
                 "parts": [vars(line) for line in report],
             },
         )
-        shutil.rmtree(checkpoints)
+        shutil.rmtree(output / CHECKPOINTS)
     trainer.accelerator.wait_for_everyone()
     return output
 
 
 def _is_finished(config: RunConfig, output: Path) -> bool:
-    """Whether the folder holds this run's result; the manifest is written last."""
-    written = output / "run.yaml"
-    if not written.is_file():
+    """Whether the folder holds this run's result; the manifest is written last.
+
+    A folder where an earlier run failed before its first checkpoint is free.
+    """
+    written, finished = output / "run.yaml", (output / "manifest.json").is_file()
+    if not written.is_file() or not (finished or last_checkpoint(output / CHECKPOINTS)):
         return False
     if load_config(str(written)) != config:
         raise ConfigError(
             f"{output} belongs to another run (see {written}); choose another output=DIR "
             "or remove that folder"
         )
-    return (output / "manifest.json").is_file()
+    return finished

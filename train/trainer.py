@@ -20,6 +20,7 @@ from train.config import RunConfig
 from train.optimizer import build_optimizer, parameter_groups
 from vlm.errors import CheckpointError
 
+CHECKPOINTS = "checkpoints"  # below a run's output folder
 _TRAINED = "trained.safetensors"
 _STATE = "trainer_state.json"
 
@@ -150,7 +151,7 @@ def _any_rank(flag: bool, args: TrainingArguments) -> bool:
 def training_arguments(config: RunConfig) -> TrainingArguments:
     """The run in Trainer's own words."""
     return TrainingArguments(
-        output_dir=str(Path(config.output) / "checkpoints"),
+        output_dir=str(Path(config.output) / CHECKPOINTS),
         # Said aloud: without it, ranks with no GPU would each train alone.
         use_cpu=not torch.accelerator.is_available(),
         per_device_train_batch_size=config.batch_size,

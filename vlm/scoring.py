@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _YES_NO = frozenset(("yes", "no"))
-_FIRST_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Score:
         correct: right answers.
         majority: answers that would be right if each question got the commonest
             reference answer of its kind.
-        yes: answers that begin with yes, where every reference is yes or no; else None.
+        yes: answers whose verdict is yes, where every reference is yes or no; else None.
     """
 
     kind: str
@@ -68,7 +68,7 @@ class Score:
 
     @property
     def yes_ratio(self) -> float | None:
-        """Share of answers that begin with yes; 0.5 is unbiased on balanced questions."""
+        """Share of answers that say yes; 0.5 is unbiased on balanced questions."""
         return None if self.yes is None else self.yes / self.n
 
     def as_dict(self) -> dict[str, Any]:
@@ -162,11 +162,20 @@ def score(
 
 
 def is_correct(given: str, reference: str) -> bool:
-    """Exact match of normalised texts; for a yes/no reference the first word decides."""
+    """Exact match of normalised texts; for a yes/no reference the verdict decides."""
     wanted = normalise(reference)
     if wanted in _YES_NO:
-        return _first_word(given) == wanted
+        return verdict(given) == wanted
     return normalise(given) == wanted
+
+
+def verdict(text: str) -> str | None:
+    """The yes or no of an answer: its first word, else its last; None if neither is one.
+
+    ``"yes, there is a dog"`` and ``"the dog is top left, the cat bottom left: yes"`` say yes.
+    """
+    words = _WORD.findall(text.lower())
+    return next((word for word in (*words[:1], *words[-1:]) if word in _YES_NO), None)
 
 
 def normalise(text: str) -> str:
@@ -224,14 +233,9 @@ def _score_kind(kind: str, pairs: Sequence[tuple[Question, str]]) -> Score:
     references = [normalise(question.answer) for question, _ in pairs]
     yes = None
     if set(references) <= _YES_NO:
-        yes = sum(_first_word(given) == "yes" for _, given in pairs)
+        yes = sum(verdict(given) == "yes" for _, given in pairs)
     correct = sum(is_correct(given, question.answer) for question, given in pairs)
     return Score(kind, len(pairs), correct, Counter(references).most_common(1)[0][1], yes)
-
-
-def _first_word(text: str) -> str:
-    found = _FIRST_WORD.search(text.lower())
-    return found.group() if found else ""
 
 
 def _by_name(report: Report) -> dict[str, Score]:

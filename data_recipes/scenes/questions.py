@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from data_recipes.scenes.grammar import NUMBERS, a, at, full_caption, is_at, plural, short_caption
 from data_recipes.scenes.names import EMOJI_NAMES
 from data_recipes.scenes.world import COLOURS, HELD_OUT, PLACES, SHAPES, Scene, SceneObject
+from vlm.scoring import verdict
 
 SHORT_CAPTION_PROMPTS = (
     "what do you see?",
@@ -41,9 +42,7 @@ class Question:
     @property
     def reference(self) -> str:
         """What decides whether an answer is right: its yes or no, where it has one."""
-        words = self.answer.replace(",", " ").replace(":", " ").split()
-        verdicts = [word for word in (words[0], words[-1]) if word in ("yes", "no")]
-        return verdicts[0] if verdicts else self.answer
+        return verdict(self.answer) or self.answer
 
 
 def name(scene: Scene, rng: random.Random) -> Question | None:
