@@ -1,5 +1,6 @@
 """The one training loop: Hugging Face Trainer with our optimisers and checkpoints."""
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -148,6 +149,15 @@ def _any_rank(flag: bool, args: TrainingArguments) -> bool:
     return bool(shared)
 
 
+def _activation_checkpointing(config: RunConfig) -> dict[str, bool]:
+    """The option under the name that this transformers knows: 5.24 renamed it."""
+    if not config.gradient_checkpointing:
+        return {}
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    new = "activation_checkpointing"
+    return {new if new in names else "gradient_checkpointing": True}
+
+
 def training_arguments(config: RunConfig) -> TrainingArguments:
     """The run in Trainer's own words."""
     return TrainingArguments(
@@ -164,7 +174,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         lr_scheduler_type=config.schedule,
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bfloat16",
-        gradient_checkpointing=config.gradient_checkpointing,
+        **_activation_checkpointing(config),
         dataloader_num_workers=config.num_workers,
         dataloader_persistent_workers=config.num_workers > 0,
         eval_strategy="steps" if config.eval_data else "no",

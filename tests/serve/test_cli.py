@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data_recipes.scenes import build as build_scenes
 from serve.cli import main
 from serve.session import Sampling
 from serve.terminal import TerminalChat, printable
@@ -306,6 +307,28 @@ def test_train_writes_a_model_that_ask_opens(run: Run, tmp_path: Path) -> None:
     assert "another run" in run("train", recipe, "max_steps=3").refused()
     elsewhere = ("output=" + str(tmp_path / "elsewhere"), f"data=[{tmp_path / 'absent.jsonl'}]")
     assert "absent.jsonl" in run("train", recipe, *elsewhere).refused()
+
+
+def test_train_tells_how_to_go_on_after_control_c(tmp_path: Path) -> None:
+    data, recipe = tmp_path / "data", tmp_path / "long.yaml"
+    build_scenes(2, 0, data, task="language", turns=1)
+    language = tiny_language_folder(tmp_path / "language")
+    recipe.write_text(
+        f"stage: language\noutput: {tmp_path / 'out'}\ndata: [{data / 'records.jsonl'}]\n"
+        f"batch_size: 2\nlearning_rate: 0.001\nmax_steps: 100000\nmodel: {{language: {language}}}\n"
+    )
+    process = subprocess.Popen(
+        [*COMMAND, "train", recipe], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    shown = b""
+    while not re.search(rb"\b[1-9]\d*/100000", shown):  # the bar of a run that is under way
+        shown += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read().decode()
+    assert process.wait(60) == 130
+    assert re.search(r"stopped at step \d+ of 100000; the same command continues$", rest.strip())
+    assert list((tmp_path / "out" / "checkpoints").glob("checkpoint-*"))
 
 
 def test_data_build_follows_the_seed(run: Run, tmp_path: Path) -> None:

@@ -101,3 +101,5 @@ def test_bad_data_is_named(recipe: Recipe, scenes: Scenes, llava: str, tmp_path:
     assert not (tmp_path / "out").exists()  # told before anything is written
     with pytest.raises(RecordError, match="record bad has no answer"):
         run(recipe(tmp_path / "out", data=[str(tmp_path / "bad.jsonl")], **values))
+    # Nothing was learnt in that folder, so the corrected recipe may have it.
+    assert run(recipe(tmp_path / "out", data=[scenes("instruct")], **values)).is_dir()

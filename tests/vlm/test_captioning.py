@@ -1,0 +1,279 @@
+"""Many pictures: the captions of `Assistant.caption`, in order, whatever lies among them."""
+
+import io
+import itertools
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vlm import testing
+from vlm.assistant import Assistant, load
+from vlm.captioning import CaptionResult, caption_many, expand_paths
+from vlm.errors import ConfigError, ContextLengthError, MessageError
+
+TOKENS = 6
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Assistant:
+    return load(testing.tiny_llava_folder(tmp_path_factory.mktemp("model") / "tiny", "qwen2"))
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """Seven pictures, the names in the order of the seeds."""
+    folder = tmp_path / "album"
+    folder.mkdir()
+    for seed in range(7):
+        testing.draw_image(seed=seed).save(folder / f"{seed}.png")
+    return folder
+
+
+def captions(model: Assistant, *paths: Path, **options: Any) -> list[CaptionResult]:
+    return list(model.caption_many(paths, max_new_tokens=TOKENS, **options))
+
+
+def encode(picture: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of 69 bytes that declares 20000 x 20000 pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + checksum
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_a_batch_gives_what_one_by_one_gives(
+    model: Assistant, album: Path, batch_size: int
+) -> None:
+    expected = [
+        model.caption(testing.draw_image(seed=seed), max_new_tokens=TOKENS) for seed in range(7)
+    ]
+    assert len(set(expected)) == 7  # the model looks at the picture
+    found = captions(model, album, batch_size=batch_size)
+    assert [result.caption for result in found] == expected
+    assert [result.path for result in found] == [str(album / f"{seed}.png") for seed in range(7)]
+    assert {result.finish_reason for result in found} <= {"stop", "length"}
+    assert not any(result.error or result.code for result in found)
+
+
+def test_the_prompt_replaces_the_models_own(model: Assistant, album: Path) -> None:
+    first = album / "0.png"
+    [found] = captions(model, first, prompt="what is it?")
+    assert found.caption == model.ask(first, "what is it?", max_new_tokens=TOKENS)
+    assert found.caption != captions(model, first)[0].caption
+
+
+BAD_FILES = {
+    "bomb.png": (bomb(), "too_many_pixels"),
+    "cut.jpg": (encode(testing.draw_image((90, 90)), "JPEG")[:-300], "truncated"),
+    "empty.png": (b"", "empty_image"),
+    "page.jpg": (b"%PDF-1.7\n", "unsupported_format"),
+    "text.png": (b"no picture\n", "undecodable"),
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_bad_files_become_results_and_never_stop_the_rest(
+    model: Assistant, album: Path, batch_size: int
+) -> None:
+    good = {result.path: result for result in captions(model, album)}
+    for name, (data, _) in BAD_FILES.items():
+        (album / name).write_bytes(data)
+    absent = album / "absent.png"
+    found = {r.path: r for r in captions(model, absent, album, batch_size=batch_size)}
+    expected = {str(album / name): code for name, (_, code) in BAD_FILES.items()}
+    expected[str(absent)] = "missing"
+    assert {path: r.code for path, r in found.items() if r.code} == expected
+    assert {path: r for path, r in found.items() if not r.code} == good
+    for path in expected:
+        assert found[path].caption is None and found[path].finish_reason is None
+        assert "\n" not in str(found[path].error)
+    assert found[str(album / "bomb.png")].size == len(bomb()) == 69
+
+
+def test_bad_files_alone_come_as_they_are_read(model: Assistant, tmp_path: Path) -> None:
+    """An endless row of them fills no batch; results must come all the same."""
+    absent = (tmp_path / f"{number}.png" for number in itertools.count())
+    found = itertools.islice(caption_many(model, absent, batch_size=4), 50)
+    assert [result.code for result in found] == ["missing"] * 50
+    picture = tmp_path / "first.png"
+    testing.draw_image().save(picture)
+    mixed = caption_many(model, itertools.chain([picture], absent), batch_size=4, max_new_tokens=2)
+    assert [result.code for result in itertools.islice(mixed, 50)] == [None] + ["missing"] * 49
+
+
+def test_no_file_at_all_gives_nothing(model: Assistant, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert captions(model, tmp_path) == captions(model) == []
+    [named] = captions(model, tmp_path / "notes.txt")
+    assert named.code == "undecodable"
+
+
+def test_a_folder_that_may_not_be_listed_is_told(
+    model: Assistant, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's answer is simulated: to root, every folder is readable."""
+    closed = album / "closed"
+    closed.mkdir()
+    listing = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path == str(closed):
+            raise PermissionError(13, "Permission denied", path)
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = captions(model, album)
+    assert len(found) == 8
+    assert [(r.path, r.code) for r in found if r.error] == [(str(closed), "unreadable")]
+
+
+# Order and names
+
+
+def test_folders_are_walked_in_order_and_each_file_comes_once(
+    album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = album / "a" / "b"
+    deep.mkdir(parents=True)
+    for path in (deep / "z.JPEG", album / "a" / "y.webp", album / "notes.txt"):
+        path.write_bytes(b"")
+    (deep / "loop").symlink_to(album)
+    names = [f"{seed}.png" for seed in range(7)] + ["a/y.webp", "a/b/z.JPEG"]
+    monkeypatch.chdir(album)
+    again = [album, Path("3.png"), album / "3.png", album / "a" / ".." / "4.png", album / "a"]
+    assert list(expand_paths(again)) == [str(album / name) for name in names]
+    first = list(expand_paths([Path("3.png"), album]))
+    assert first[0] == str(album / "3.png") and sorted(first) == sorted(expand_paths([album]))
+
+
+def test_any_name_is_fine(model: Assistant, tmp_path: Path) -> None:
+    names = ["a.jpg", "a.png", "line\nbreak.png", "ünï 🐶.png", os.fsdecode(b"\xff.png")]
+    names.append("n" * 251 + ".png")
+    for name in names:
+        testing.draw_image().save(tmp_path / name)
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    found = captions(model, tmp_path)
+    assert {os.path.basename(r.path) for r in found if not r.error} == set(names)
+    assert [r.code for r in found if r.error] == ["unreadable"]
+
+
+def test_addresses_are_refused_and_not_taken_for_files(model: Assistant) -> None:
+    [found] = model.caption_many(["https://host/a.png"])
+    assert (found.path, found.code) == ("https://host/a.png", "remote_url")
+
+
+# Colours
+
+
+def test_every_kind_of_picture_is_captioned_as_its_clean_twin(
+    model: Assistant, tmp_path: Path
+) -> None:
+    clean = testing.draw_image((40, 30), seed=3)
+    grey = clean.convert("L")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: stored rows are the visible columns
+    turned = clean.transpose(Image.Transpose.ROTATE_90)
+    wide = Image.new("I;16", grey.size)
+    wide.putdata([257 * level for level in grey.get_flattened_data()])
+    twins = [
+        ("rgba.png", encode(clean.convert("RGBA"), "PNG"), clean),
+        ("cmyk.tif", encode(clean.convert("CMYK"), "TIFF"), clean),
+        ("turned.png", encode(turned, "PNG", exif=exif), clean),
+        ("turned.webp", encode(turned, "WEBP", exif=exif, lossless=True), clean),
+        ("wide.png", encode(wide, "PNG"), grey),
+    ]
+    for name, data, _ in twins:
+        (tmp_path / name).write_bytes(data)
+    found = captions(model, *(tmp_path / name for name, _, _ in twins))
+    expected = [model.caption(twin, max_new_tokens=TOKENS) for _, _, twin in twins]
+    assert [result.caption for result in found] == expected
+    assert model.caption(turned, max_new_tokens=TOKENS) != expected[0] != expected[-1]
+
+
+# Reading ahead
+
+
+def test_paths_are_read_no_further_than_needed(model: Assistant, album: Path) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Path]:
+        nonlocal taken
+        for taken in itertools.count(1):
+            path = album / f"copy {taken}.png"
+            os.link(album / "0.png", path)
+            yield path
+
+    results = caption_many(model, endless(), batch_size=2, max_new_tokens=2)
+    assert taken == 0
+    assert next(results).caption is not None
+    assert taken == 6  # one batch and two ahead
+    results.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("vlm-read")]
+
+
+class Meddler:
+    """An assistant that does something to the file between reading and answering."""
+
+    def __init__(self, model: Assistant, path: Path, deed: Any) -> None:
+        self._model, self._path, self._deed = model, path, deed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def prepare(self, messages: Any, **options: Any) -> Any:
+        self._deed(self._path)
+        return self._model.prepare(messages, **options)
+
+
+@pytest.mark.parametrize("deed", [lambda p: p.write_bytes(p.read_bytes() + b"."), Path.unlink])
+def test_a_file_that_changes_while_it_is_read_is_told(
+    model: Assistant, tmp_path: Path, deed: Any
+) -> None:
+    path = tmp_path / "line\nbreak.png"
+    testing.draw_image().save(path)
+    meddler: Any = Meddler(model, path, deed)
+    [found] = caption_many(meddler, [path])
+    assert (found.code, found.caption, found.sha256) == ("changed", None, None)
+    assert "run again" in str(found.error) and "\n" not in str(found.error)
+
+
+def test_a_file_deleted_before_its_turn_is_missing(model: Assistant, album: Path) -> None:
+    results = caption_many(model, [album], batch_size=1, max_new_tokens=2)
+    assert next(results).code is None
+    (album / "6.png").unlink()
+    assert [result.code for result in results] == [None] * 5 + ["missing"]
+
+
+# Wrong options
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, "2", True, None])
+def test_a_bad_batch_size_is_told_at_once(model: Assistant, batch_size: Any) -> None:
+    with pytest.raises(ConfigError, match="batch_size"):
+        caption_many(model, [], batch_size=batch_size)
+
+
+def test_prompts_that_cannot_be_asked_are_told(model: Assistant, album: Path) -> None:
+    with pytest.raises(MessageError, match="empty"):
+        caption_many(model, [album], prompt="  ")
+    with pytest.raises(ContextLengthError, match="positions"):
+        list(caption_many(model, [album], prompt="a" * 600))
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        list(caption_many(model, [album], max_new_tokens=0))
