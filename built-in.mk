@@ -39,8 +39,9 @@ $(RUN)/reading/manifest.json: $(RUN)/language/manifest.json $(DATA)/reading/reco
 $(RUN)/align/manifest.json: $(RUN)/tower/manifest.json $(RUN)/reading/manifest.json \
   $(DATA)/align/records.jsonl
 	$(train)
+# Two processes of one thread each train a third faster here than one of two threads.
 $(RUN)/instruct/manifest.json: $(RUN)/align/manifest.json $(DATA)/instruct/records.jsonl
-	$(train)
+	OMP_NUM_THREADS=1 .venv/bin/torchrun --nproc-per-node 2 --no-python $(train)
 
 $(DATA)/close-ups/records.jsonl:
 	$(scenes) --task phrases --close-up --num 40000 --seed 1

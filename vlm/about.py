@@ -1,6 +1,7 @@
 """The optional ``about.json`` of a model folder: what to tell people about the model."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ def _example(entry: Any, path: Path) -> tuple[Path, str]:
     if isinstance(entry, Mapping):
         image, question = entry.get("image"), entry.get("question")
         if isinstance(image, str) and isinstance(question, str):
+            if os.path.isabs(image) or ".." in Path(image).parts:  # not ours to put on show
+                raise CheckpointError(f"{path}: example {image!r} must lie inside the folder")
             return path.parent / image, question
     raise CheckpointError(
         f'{path}: an example must be {{"image": FILE, "question": TEXT}}; correct or remove it'

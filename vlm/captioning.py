@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlm.errors import ConfigError, ImageError
+from vlm.image_bytes import shorten
 from vlm.images import DEFAULT_LIMITS, load_image
 from vlm.messages import parse_messages, user
 
@@ -26,6 +27,7 @@ _WEB = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".web
 SUFFIXES = frozenset((*_WEB, ".heic", ".heif", ".tif", ".tiff"))
 _READERS = 4
 _BATCHES_AHEAD = 2
+_LONGEST_WAIT = 4  # batches of files, bad ones among them, before the good ones run
 _HASH_BYTES = 1 << 20
 
 
@@ -146,7 +148,7 @@ class _Reader:
         size, _ = before
         digest = file_sha256(path) if size is not None else None
         if file_facts(path) != before:
-            text = f"{path} changed while it was read; run again once it is complete"
+            text = f"{shorten(path)} changed while it was read; run again once it is complete"
             return _Read(CaptionResult(path, error=text, code="changed"))
         result = CaptionResult(path, None, None, None, None, digest, *before)
         if refusal is not None:
@@ -192,11 +194,14 @@ def _results(
     pool = ThreadPoolExecutor(_READERS, thread_name_prefix="vlm-read")
     try:
         batch: list[_Read] = []
+        pictures = 0
         for item in _ahead(pool, read, paths, _BATCHES_AHEAD * batch_size):
             batch.append(item)
-            if sum(entry.request is not None for entry in batch) == batch_size:
+            pictures += item.request is not None
+            # Bad files wait for no batch, or a long row of them would hold everything back.
+            if pictures in (0, batch_size) or len(batch) >= _LONGEST_WAIT * batch_size:
                 yield from _run(assistant, batch)
-                batch = []
+                batch, pictures = [], 0
         yield from _run(assistant, batch)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -7,6 +7,7 @@ holds one combination only. A file that has changed since gets a new row: the la
 a path counts.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vlm.assistant import Assistant
 
 _START = b'{"path": '  # of every row; tells a torn row from somebody else's file
+_FACTS = ("size", "mtime_ns", "sha256", "error")
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ class Ledger:
         try:
             self.sync()
         finally:
-            self._file.close()  # gives the lock back
+            with contextlib.suppress(OSError):  # it flushes once more what `sync` could not
+                self._file.close()  # gives the lock back
 
     def has(self, path: str, retry_errors: bool = False) -> bool:
         """Whether there is a row for this very content; the file's time may have changed."""
@@ -207,7 +210,10 @@ class Ledger:
                 break
             row = self._row(line, number)
             self._check_run(row)
-            self._remember(row)
+            try:
+                self._remember(row)
+            except (TypeError, ValueError) as error:
+                raise self._foreign(number) from error
             end += len(line)
 
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
@@ -215,7 +221,7 @@ class Ledger:
             row = json.loads(line)
         except ValueError as error:
             raise self._foreign(number) from error
-        if not line.startswith(_START) or not {"sha256", "error", *self._run} <= set(row):
+        if not line.startswith(_START) or not {*_FACTS, *self._run} <= set(row):
             raise self._foreign(number)
         return dict(row)
 

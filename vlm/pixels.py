@@ -65,8 +65,8 @@ def _processor_config(folder: Path) -> dict[str, Any]:
         if path.is_file():
             try:
                 merged.update(json.loads(path.read_text(encoding="utf-8")))
-            except ValueError as error:
-                raise CheckpointError(f"{path}: not JSON ({error})") from error
+            except (TypeError, ValueError) as error:
+                raise CheckpointError(f"{path}: not a JSON object ({error})") from error
     if not merged:
         raise CheckpointError(
             f"{folder}: no processor_config.json or preprocessor_config.json; "

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _YES_NO = frozenset(("yes", "no"))
+_FINAL = ".,;:!? "
 _WORD = re.compile(r"\w+")
 
 
@@ -179,9 +180,12 @@ def verdict(text: str) -> str | None:
 
 
 def normalise(text: str) -> str:
-    """Lower-case, without the articles a, an, the, final punctuation and double spaces."""
-    plain = _ARTICLES.sub(" ", text.lower())
-    return " ".join(plain.split()).rstrip(".,;:!? ")
+    """Lower-case, without the articles a, an, the, final punctuation and double spaces.
+
+    An article that is all there is stays, or an answer ``"A"`` would equal an empty one.
+    """
+    whole = " ".join(text.lower().split()).rstrip(_FINAL)
+    return " ".join(_ARTICLES.sub(" ", whole).split()).rstrip(_FINAL) or whole
 
 
 def wilson(correct: int, n: int, z: float = Z_95) -> tuple[float, float]:

@@ -1,21 +1,39 @@
 """A stand-in for the model whose every step is known, and a served page."""
 
 import itertools
+import os
+import re
+import shutil
+import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from PIL import Image
 
 from serve.app import running
+from serve.cli import main
 from vlm.errors import ImageError
 from vlm.images import load_image
 from vlm.messages import Message
+from vlm.testing import draw_image, tiny_llava_folder
 
 STEP_SECONDS = 0.02
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+DESKTOP = {"width": 1280, "height": 850}
 
 
 @dataclass(frozen=True)
@@ -119,3 +137,161 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "my picture.png"
     Image.new("RGB", (40, 30), "teal").save(path)
     return path
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    def refused(self) -> str:
+        """The one line of an error of ours."""
+        assert (self.code, self.out) == (2, "")
+        assert self.err.count("\n") == 1 and self.err.startswith("error: ")
+        return self.err.removeprefix("error: ").rstrip()
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """Run one command line in this process."""
+
+    def command(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["vlm", *map(str, words)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        return Ended(code, *capsys.readouterr())
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(tiny_llava_folder(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    for index, name in enumerate(("a.png", "b.png", "deep/c.png")):
+        draw_image(seed=index).save(folder / name)
+    return folder
+
+
+def unavailable(reason: str) -> NoReturn:
+    if os.environ.get("VLM_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"VLM_REQUIRE_BROWSER=1, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        unavailable("playwright is not installed: pip install playwright")
+    path = "/usr/bin/chromium"
+    if not Path(path).exists():
+        path = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    if not path:
+        unavailable("there is no Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Visitor:
+    """One person's tab, which notes every address asked for and every complaint."""
+
+    def __init__(self, browser: Any, url: str, **options: Any) -> None:
+        self.url = url
+        self.elsewhere: list[str] = []
+        self.complaints: list[str] = []
+        self.context = browser.new_context(**{"viewport": DESKTOP, **options})
+        self.tab = self.context.new_page()
+        self.tab.set_default_timeout(20_000)
+        self.tab.on("request", self._note_request)
+        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.tab.on("console", self._note_console)
+        self.tab.goto(url)
+        self.textbox = self.tab.locator("#box textarea")
+        self.textbox.wait_for()
+
+    def _note_request(self, request: Any) -> None:
+        if not request.url.startswith((f"{self.url}/", "data:", "blob:")):
+            self.elsewhere.append(request.url)
+
+    def _note_console(self, message: Any) -> None:
+        if message.type == "error":
+            self.complaints.append(message.text)
+
+    def attach(self, *pictures: Path) -> None:
+        attached = self.tab.locator("#box .thumbnail-item")
+        before = attached.count()
+        self.tab.set_input_files("#box input[type=file]", [str(path) for path in pictures])
+        attached.nth(before + len(pictures) - 1).wait_for()
+
+    def say(self, text: str) -> None:
+        self.textbox.fill(text)
+        self.textbox.press("Enter")
+
+    def ask(self, text: str) -> str:
+        """Ask, and return the whole answer once it has come."""
+        before = self.replies.count()
+        self.say(text)
+        self.replies.nth(before).wait_for()
+        self.wait_until_idle()
+        return self.last_reply
+
+    def wait_until_idle(self) -> None:
+        self.tab.locator("#box .submit-button").wait_for()
+
+    @property
+    def stop_button(self) -> Any:
+        return self.tab.locator("#box .stop-button")
+
+    @property
+    def replies(self) -> Any:
+        return self.tab.locator("#chat [data-testid=bot]")
+
+    @property
+    def last_reply(self) -> str:
+        return str(self.replies.last.inner_text()).strip()
+
+    def wait_for_reply(self, pattern: str) -> None:
+        self.replies.filter(has_text=re.compile(pattern)).last.wait_for()
+
+    def screenshot(self, name: str) -> None:
+        folder = os.environ.get("VLM_SCREENSHOTS")
+        if folder:
+            self.tab.screenshot(path=f"{folder}/{name}.png")
+
+
+@pytest.fixture
+def open_tab(chromium: Any) -> Iterator[Callable[..., Visitor]]:
+    """Opens a tab at an address; afterwards nothing was loaded from elsewhere or complained of."""
+    visitors: list[Visitor] = []
+
+    def opened(url: str, **options: Any) -> Visitor:
+        visitors.append(Visitor(chromium, url, **options))
+        return visitors[-1]
+
+    yield opened
+    for visitor in visitors:
+        visitor.context.close()
+        assert visitor.elsewhere == []
+        assert visitor.complaints == []
+
+
+@pytest.fixture
+def visit(open_tab: Callable[..., Visitor], page: str) -> Callable[..., Visitor]:
+    """Opens tabs on the stand-in's page."""
+    return partial(open_tab, page)

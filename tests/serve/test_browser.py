@@ -1,4 +1,4 @@
-"""The page in a real Chromium, on a stand-in and on real models; nothing may leave the machine.
+"""The page in a real Chromium, on a stand-in for the model; nothing may leave the machine.
 
 Without Chromium or playwright these tests are skipped, unless VLM_REQUIRE_BROWSER=1 is set:
 then they fail.
@@ -6,140 +6,16 @@ then they fail.
 
 import base64
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
-from PIL import Image
 
-import vlm
-from data_recipes.scenes import Scene, SceneObject, draw_scene
-from serve.app import running
 from serve.chat_tab import NOT_ASKED
-from vlm.testing import tiny_llava_folder
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 DESKTOP = {"width": 1280, "height": 850}
 PHONE = {"width": 390, "height": 800}
-BUILT_IN = Path(vlm.__file__).parent / "builtin" / "model"
-
-
-def unavailable(reason: str) -> NoReturn:
-    if os.environ.get("VLM_REQUIRE_BROWSER") == "1":
-        pytest.fail(f"VLM_REQUIRE_BROWSER=1, but {reason}")
-    pytest.skip(reason)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        unavailable("playwright is not installed: pip install playwright")
-    path = "/usr/bin/chromium"
-    if not Path(path).exists():
-        path = shutil.which("chromium") or shutil.which("google-chrome") or ""
-    if not path:
-        unavailable("there is no Chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-class Visitor:
-    """One person's tab, which notes every address asked for and every complaint."""
-
-    def __init__(self, browser: Any, url: str, **options: Any) -> None:
-        self.url = url
-        self.elsewhere: list[str] = []
-        self.complaints: list[str] = []
-        self.context = browser.new_context(**{"viewport": DESKTOP, **options})
-        self.tab = self.context.new_page()
-        self.tab.set_default_timeout(20_000)
-        self.tab.on("request", self._note_request)
-        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.tab.on("console", self._note_console)
-        self.tab.goto(url)
-        self.textbox = self.tab.locator("#box textarea")
-        self.textbox.wait_for()
-
-    def _note_request(self, request: Any) -> None:
-        if not request.url.startswith((f"{self.url}/", "data:", "blob:")):
-            self.elsewhere.append(request.url)
-
-    def _note_console(self, message: Any) -> None:
-        if message.type == "error":
-            self.complaints.append(message.text)
-
-    def attach(self, *pictures: Path) -> None:
-        attached = self.tab.locator("#box .thumbnail-item")
-        before = attached.count()
-        self.tab.set_input_files("#box input[type=file]", [str(path) for path in pictures])
-        attached.nth(before + len(pictures) - 1).wait_for()
-
-    def say(self, text: str) -> None:
-        self.textbox.fill(text)
-        self.textbox.press("Enter")
-
-    def ask(self, text: str) -> str:
-        """Ask, and return the whole answer once it has come."""
-        before = self.replies.count()
-        self.say(text)
-        self.replies.nth(before).wait_for()
-        self.wait_until_idle()
-        return self.last_reply
-
-    def wait_until_idle(self) -> None:
-        self.tab.locator("#box .submit-button").wait_for()
-
-    @property
-    def stop_button(self) -> Any:
-        return self.tab.locator("#box .stop-button")
-
-    @property
-    def replies(self) -> Any:
-        return self.tab.locator("#chat [data-testid=bot]")
-
-    @property
-    def last_reply(self) -> str:
-        return str(self.replies.last.inner_text()).strip()
-
-    def wait_for_reply(self, pattern: str) -> None:
-        self.replies.filter(has_text=re.compile(pattern)).last.wait_for()
-
-    def screenshot(self, name: str) -> None:
-        folder = os.environ.get("VLM_SCREENSHOTS")
-        if folder:
-            self.tab.screenshot(path=f"{folder}/{name}.png")
-
-
-@pytest.fixture
-def visit(chromium: Any, page: str) -> Iterator[Any]:
-    """Opens tabs on the stand-in's page; afterwards none may have asked for anything elsewhere."""
-    visitors: list[Visitor] = []
-
-    def open_tab(**options: Any) -> Visitor:
-        visitors.append(Visitor(chromium, page, **options))
-        return visitors[-1]
-
-    yield open_tab
-    for visitor in visitors:
-        visitor.context.close()
-        assert visitor.elsewhere == []
-        assert visitor.complaints == []
 
 
 def test_a_picture_is_asked_about_and_stays_for_the_next_question(
@@ -366,66 +242,3 @@ def test_captions_of_many_pictures(visit: Any, picture: Path, tmp_path: Path) ->
         {"file", "caption"},
         {"file", "error", "code"},
     ]
-
-
-def test_a_real_model_streams_stops_and_reports(
-    chromium: Any, picture: Path, tmp_path: Path
-) -> None:
-    """Random weights: what it says means nothing, but every part is the real one."""
-    tiny_llava_folder(tmp_path / "tiny")
-    assistant = vlm.load(tmp_path / "tiny", device="cpu")
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(picture.read_bytes()[:-20])
-    with running(assistant, port=0) as url:
-        visitor = Visitor(chromium, url)
-        visitor.attach(picture)
-        said = visitor.ask("hi")
-        assert said and "\u26a0" not in said
-        assert said.split() == assistant.ask(picture, "hi").split()
-        visitor.attach(broken)
-        assert "broken.png" in visitor.ask("and this?")
-        too_much = visitor.ask("word " * 20_000)
-        assert too_much.startswith("\u26a0")
-        assert "positions" in too_much
-        assert visitor.elsewhere == []
-        visitor.context.close()
-
-
-def scene() -> Scene:
-    def thing(kind: Any, name: str, colour: str | None, place: int) -> SceneObject:
-        return SceneObject(
-            kind=kind, name=name, colour=colour, place=place, size=1 / 3, dx=0, dy=0, angle=0
-        )
-
-    return Scene(
-        objects=(
-            thing("emoji", "dog", None, 0),
-            thing("shape", "circle", "red", 4),
-            thing("shape", "square", "blue", 8),
-        ),
-        background="plain",
-        colours=((240, 240, 250), (240, 240, 250)),
-        noise_seed=0,
-    )
-
-
-def test_the_built_in_model_answers_about_a_freshly_drawn_scene(
-    chromium: Any, tmp_path: Path
-) -> None:
-    assert (BUILT_IN / "config.json").is_file(), f"the built-in model is missing: {BUILT_IN}"
-    path = tmp_path / "scene.png"
-    draw_scene(scene(), side=288).save(path)
-    with running(vlm.load(device="cpu"), port=0) as url:
-        visitor = Visitor(chromium, url)
-        visitor.attach(path)
-        assert "three" in visitor.ask("how many objects are there?")
-        assert "dog" in visitor.ask("what is top left?")
-        assert "red" in visitor.ask("what colour is the circle?")
-        assert visitor.ask("is there a blue square?").startswith("yes")
-        visitor.screenshot("built-in")
-        visitor.tab.locator("#new-chat").click()
-        Image.new("RGB", (96, 96), "white").save(path)
-        assert visitor.tab.locator("#chat .example").first.is_visible()
-        assert visitor.elsewhere == []
-        assert visitor.complaints == []
-        visitor.context.close()
