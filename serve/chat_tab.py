@@ -101,7 +101,7 @@ def _sampling_controls() -> list[gr.components.Component]:
 
 def _wire(parts: _Parts, new_chat: gr.Button, model: ChatModel, slots: int) -> None:
     def answer(
-        session: ChatSession, tokens: float, temperature: float, top_p: float, seed: str
+        session: ChatSession, tokens: float, temperature: float, top_p: float, seed: str | None
     ) -> Iterator[list[dict[str, Any]]]:
         try:
             sampling = Sampling(int(tokens), temperature, top_p, _seed(seed))
@@ -153,8 +153,8 @@ def _wire(parts: _Parts, new_chat: gr.Button, model: ChatModel, slots: int) -> N
     new_chat.click(_clear, parts.session, api_name="new_chat", **at_once)
 
 
-def _seed(text: str) -> int | None:
-    if not text.strip():
+def _seed(text: str | None) -> int | None:
+    if text is None or not text.strip():  # a box that nobody touched sends None
         return None
     try:
         return int(text)

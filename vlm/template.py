@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -160,7 +159,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._specials,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is code: 1 / 0 is no TemplateError
             raise MessageError(f"the chat template refuses this conversation: {error}") from error
         return str(rendered[0])
 
@@ -175,7 +174,7 @@ class ChatTemplate:
             self.takes_parts = takes_parts
             try:
                 rendered = self._render(self._chat(shape), True)
-            except (MessageError, TypeError):
+            except MessageError:
                 continue
             whole = f"{_OPEN}0{_CLOSE}"
             printed = "'type'" in rendered or '"type"' in rendered

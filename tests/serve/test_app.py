@@ -158,8 +158,10 @@ def test_sampling_out_of_range_is_refused(page: str, standin: Any, bad: object) 
     assert standin.seen == []
 
 
-@pytest.mark.parametrize(("text", "seed"), [(" 7 ", 7), ("", None), ("0", 0)])
-def test_a_seed_is_a_number_or_nothing(page: str, standin: Any, text: str, seed: object) -> None:
+@pytest.mark.parametrize(("text", "seed"), [(" 7 ", 7), ("", None), (None, None), ("0", 0)])
+def test_a_seed_is_a_number_or_nothing(
+    page: str, standin: Any, text: str | None, seed: object
+) -> None:
     client = connect(page)
     ask(client, "hello")
     client.predict(*SAMPLING[:3], text, api_name="/answer")
