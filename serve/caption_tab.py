@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 import gradio as gr
 
+from serve.view import ERROR_SIGN, without_folders
+
 REDRAW_SECONDS = 0.3  # every redraw sends the whole table
 HEADERS = ["picture", "caption"]
-ERROR_SIGN = "\u26a0"
 
 Row = dict[str, str | None]
 
@@ -79,7 +80,7 @@ def _row(result: Captioned) -> Row:
     return {
         "file": Path(result.path).name,
         "caption": result.caption,
-        "error": result.error,
+        "error": without_folders(result.error, [result.path]),
         "code": result.code,
     }
 

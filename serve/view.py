@@ -4,8 +4,9 @@ Trap: a Chatbot puts texts into the page as HTML, also with Markdown rendering o
 removes what could harm, so a typed `<image>` would vanish). Texts are escaped here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from serve.session import State, Turn
@@ -28,6 +29,13 @@ def chatbot_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     return messages
 
 
+def without_folders(text: str | None, paths: Iterable[str]) -> str | None:
+    """An error as the page may show it: files by their names, not where the server keeps them."""
+    for path in paths:
+        text = text and text.replace(f"{Path(path).parent}/", "")
+    return text
+
+
 def _question(turn: Turn) -> list[dict[str, Any]]:
     pictures = [{"path": path} for path in turn.pictures]
     return [*pictures, _text(turn.question)] if turn.question or not pictures else pictures
@@ -35,7 +43,8 @@ def _question(turn: Turn) -> list[dict[str, Any]]:
 
 def _reply(turn: Turn) -> str:
     if turn.state is State.FAILED:
-        return f"{turn.answer}\n{ERROR_SIGN} {turn.error}".lstrip("\n")
+        error = without_folders(turn.error, turn.pictures)
+        return f"{turn.answer}\n{ERROR_SIGN} {error}".lstrip("\n")
     if turn.state is State.STOPPED:
         return f"{turn.answer.rstrip()} {STOPPED}".lstrip()
     if turn.answer.strip():

@@ -187,7 +187,7 @@ def test_captions_table_and_download(page: str, picture: Path, tmp_path: Path) -
     assert status == "3 of 3 pictures, 1 could not be used."
     cells = [row[1] for row in table["data"]]
     assert (cells[0], cells[2]) == ("a picture of 40", "a picture of 41")
-    assert cells[1].startswith("\u26a0")
+    assert cells[1].startswith("\u26a0") and "'broken.png'" in cells[1]  # and no folder
     rows = [json.loads(line) for line in Path(download["value"]).read_text().splitlines()]
     assert rows[0] == {"file": "my picture.png", "caption": "a picture of 40"}
     assert set(rows[1]) == {"file", "error", "code"}
