@@ -47,9 +47,7 @@ def test_a_local_folder_wins_over_a_hub_id(
     assert not calls
 
 
-def test_a_hub_id_is_downloaded_and_nothing_that_can_run(
-    calls: list[Any], tmp_path: Path
-) -> None:
+def test_a_hub_id_is_downloaded_and_nothing_that_can_run(calls: list[Any], tmp_path: Path) -> None:
     assert resolve("llava-hf/llava-1.5-7b-hf") == tmp_path / "snapshot"
     assert calls == [("llava-hf/llava-1.5-7b-hf", list(ALLOWED_FILES))]
     for name in ("*.py", "*.bin", "*.pt", "*.pkl", "*.h5"):
