@@ -22,16 +22,6 @@ PICTURE = testing.draw_image(seed=1)
 OTHER = testing.draw_image(seed=2)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return testing.tiny_llava_folder(tmp_path_factory.mktemp("model") / "tiny", "qwen2")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Assistant:
-    return load(folder)
-
-
 def test_every_way_to_ask_gives_the_same_answer(model: Assistant) -> None:
     text = model.ask(PICTURE, "what is it?", max_new_tokens=30)
     assert len(text) > 5

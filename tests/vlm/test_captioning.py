@@ -11,26 +11,11 @@ import pytest
 from PIL import Image
 
 from vlm import testing
-from vlm.assistant import Assistant, load
+from vlm.assistant import Assistant
 from vlm.captioning import CaptionResult, caption_many
 from vlm.errors import ConfigError, ContextLengthError, MessageError
 
 TOKENS = 24  # from here on each picture has a caption of its own
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Assistant:
-    return load(testing.tiny_llava_folder(tmp_path_factory.mktemp("model") / "tiny", "qwen2"))
-
-
-@pytest.fixture
-def album(tmp_path: Path) -> Path:
-    """Seven pictures, the names in the order of the seeds."""
-    folder = tmp_path / "album"
-    folder.mkdir()
-    for seed in range(7):
-        testing.draw_image(seed=seed).save(folder / f"{seed}.png")
-    return folder
 
 
 def captions(model: Assistant, *paths: Path, **options: Any) -> list[CaptionResult]:
@@ -61,21 +46,21 @@ def bomb() -> bytes:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_a_batch_gives_what_one_by_one_gives(
-    model: Assistant, album: Path, batch_size: int
+    model: Assistant, pictures: Path, batch_size: int
 ) -> None:
     expected = [
         model.caption(testing.draw_image(seed=seed), max_new_tokens=TOKENS) for seed in range(7)
     ]
     assert len(set(expected)) == 7  # the model looks at the picture
-    found = captions(model, album, batch_size=batch_size)
+    found = captions(model, pictures, batch_size=batch_size)
     assert [result.caption for result in found] == expected
-    assert [result.path for result in found] == [str(album / f"{seed}.png") for seed in range(7)]
+    assert [result.path for result in found] == [str(pictures / f"{seed}.png") for seed in range(7)]
     assert {result.finish_reason for result in found} <= {"stop", "length"}
     assert not any(result.error or result.code for result in found)
 
 
-def test_the_prompt_replaces_the_models_own(model: Assistant, album: Path) -> None:
-    first = album / "0.png"
+def test_the_prompt_replaces_the_models_own(model: Assistant, pictures: Path) -> None:
+    first = pictures / "0.png"
     [found] = captions(model, first, prompt="what is it?")
     assert found.caption == model.ask(first, "what is it?", max_new_tokens=TOKENS)
     assert found.caption != captions(model, first)[0].caption
@@ -92,21 +77,21 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_bad_files_become_results_and_never_stop_the_rest(
-    model: Assistant, album: Path, batch_size: int
+    model: Assistant, pictures: Path, batch_size: int
 ) -> None:
-    good = {result.path: result for result in captions(model, album)}
+    good = {result.path: result for result in captions(model, pictures)}
     for name, (data, _) in BAD_FILES.items():
-        (album / name).write_bytes(data)
-    absent = album / "absent.png"
-    found = {r.path: r for r in captions(model, absent, album, batch_size=batch_size)}
-    expected = {str(album / name): code for name, (_, code) in BAD_FILES.items()}
+        (pictures / name).write_bytes(data)
+    absent = pictures / "absent.png"
+    found = {r.path: r for r in captions(model, absent, pictures, batch_size=batch_size)}
+    expected = {str(pictures / name): code for name, (_, code) in BAD_FILES.items()}
     expected[str(absent)] = "missing"
     assert {path: r.code for path, r in found.items() if r.code} == expected
     assert {path: r for path, r in found.items() if not r.code} == good
     for path in expected:
         assert found[path].caption is None and found[path].finish_reason is None
         assert "\n" not in str(found[path].error)
-    assert found[str(album / "bomb.png")].size == len(bomb()) == 69
+    assert found[str(pictures / "bomb.png")].size == len(bomb()) == 69
 
 
 def test_no_file_at_all_gives_nothing(model: Assistant, tmp_path: Path) -> None:
@@ -117,10 +102,10 @@ def test_no_file_at_all_gives_nothing(model: Assistant, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_may_not_be_listed_is_told(
-    model: Assistant, album: Path, monkeypatch: pytest.MonkeyPatch
+    model: Assistant, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system's answer is simulated: to root, every folder is readable."""
-    closed = album / "closed"
+    closed = pictures / "closed"
     closed.mkdir()
     listing = os.scandir
 
@@ -130,7 +115,7 @@ def test_a_folder_that_may_not_be_listed_is_told(
         return listing(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    found = captions(model, album)
+    found = captions(model, pictures)
     assert len(found) == 8
     assert [(r.path, r.code) for r in found if r.error] == [(str(closed), "unreadable")]
 
@@ -172,10 +157,10 @@ def test_a_bad_batch_size_is_told_at_once(model: Assistant, batch_size: Any) -> 
         caption_many(model, [], batch_size=batch_size)
 
 
-def test_prompts_that_cannot_be_asked_are_told(model: Assistant, album: Path) -> None:
+def test_prompts_that_cannot_be_asked_are_told(model: Assistant, pictures: Path) -> None:
     with pytest.raises(MessageError, match="empty"):
-        caption_many(model, [album], prompt="  ")
+        caption_many(model, [pictures], prompt="  ")
     with pytest.raises(ContextLengthError, match="positions"):
-        list(caption_many(model, [album], prompt="a" * 600))
+        list(caption_many(model, [pictures], prompt="a" * 600))
     with pytest.raises(ConfigError, match="max_new_tokens"):
-        list(caption_many(model, [album], max_new_tokens=0))
+        list(caption_many(model, [pictures], max_new_tokens=0))

@@ -10,39 +10,30 @@ from typing import Any
 import pytest
 
 from vlm import testing
-from vlm.assistant import Assistant, load
+from vlm.assistant import Assistant
 from vlm.captioning import caption_many, expand_paths
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Assistant:
-    return load(testing.tiny_llava_folder(tmp_path_factory.mktemp("model") / "tiny", "qwen2"))
-
-
-@pytest.fixture
-def album(tmp_path: Path) -> Path:
-    """Seven pictures, the names in the order of the seeds."""
-    folder = tmp_path / "album"
-    folder.mkdir()
-    for seed in range(7):
-        testing.draw_image(seed=seed).save(folder / f"{seed}.png")
-    return folder
-
-
 def test_folders_are_walked_in_order_and_each_file_comes_once(
-    album: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deep = album / "a" / "b"
+    deep = pictures / "a" / "b"
     deep.mkdir(parents=True)
-    for path in (deep / "z.JPEG", album / "a" / "y.webp", album / "notes.txt"):
+    for path in (deep / "z.JPEG", pictures / "a" / "y.webp", pictures / "notes.txt"):
         path.write_bytes(b"")
-    (deep / "loop").symlink_to(album)
+    (deep / "loop").symlink_to(pictures)
     names = [f"{seed}.png" for seed in range(7)] + ["a/y.webp", "a/b/z.JPEG"]
-    monkeypatch.chdir(album)
-    again = [album, Path("3.png"), album / "3.png", album / "a" / ".." / "4.png", album / "a"]
-    assert list(expand_paths(again)) == [str(album / name) for name in names]
-    first = list(expand_paths([Path("3.png"), album]))
-    assert first[0] == str(album / "3.png") and sorted(first) == sorted(expand_paths([album]))
+    monkeypatch.chdir(pictures)
+    again = [
+        pictures,
+        Path("3.png"),
+        pictures / "3.png",
+        pictures / "a" / ".." / "4.png",
+        pictures / "a",
+    ]
+    assert list(expand_paths(again)) == [str(pictures / name) for name in names]
+    first = list(expand_paths([Path("3.png"), pictures]))
+    assert first[0] == str(pictures / "3.png") and sorted(first) == sorted(expand_paths([pictures]))
 
 
 def test_any_name_is_fine(model: Assistant, tmp_path: Path) -> None:
@@ -64,14 +55,14 @@ def test_addresses_are_refused_and_not_taken_for_files(model: Assistant) -> None
 # Reading ahead
 
 
-def test_paths_are_read_no_further_than_needed(model: Assistant, album: Path) -> None:
+def test_paths_are_read_no_further_than_needed(model: Assistant, pictures: Path) -> None:
     taken = 0
 
     def endless() -> Iterator[Path]:
         nonlocal taken
         for taken in itertools.count(1):
-            path = album / f"copy {taken}.png"
-            os.link(album / "0.png", path)
+            path = pictures / f"copy {taken}.png"
+            os.link(pictures / "0.png", path)
             yield path
 
     results = caption_many(model, endless(), batch_size=2, max_new_tokens=2)
@@ -108,10 +99,10 @@ def test_a_file_that_changes_while_it_is_read_is_told(
     assert "run again" in str(found.error) and "\n" not in str(found.error)
 
 
-def test_a_file_deleted_before_its_turn_is_missing(model: Assistant, album: Path) -> None:
-    results = caption_many(model, [album], batch_size=1, max_new_tokens=2)
+def test_a_file_deleted_before_its_turn_is_missing(model: Assistant, pictures: Path) -> None:
+    results = caption_many(model, [pictures], batch_size=1, max_new_tokens=2)
     assert next(results).code is None
-    (album / "6.png").unlink()
+    (pictures / "6.png").unlink()
     assert [result.code for result in results] == [None] * 5 + ["missing"]
 
 

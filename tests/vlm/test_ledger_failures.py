@@ -14,33 +14,11 @@ from typing import Any
 
 import pytest
 
-from vlm import testing
-from vlm.assistant import Assistant, load
+from vlm.assistant import Assistant
 from vlm.errors import ConfigError, RecordError
 from vlm.ledger import Ledger, Summary, caption_to_ledger
 
 NUMBER = 12
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return testing.tiny_llava_folder(tmp_path_factory.mktemp("model") / "tiny", "qwen2")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Assistant:
-    return load(folder)
-
-
-@pytest.fixture
-def album(tmp_path: Path) -> Path:
-    """Twelve files, the fourth of them no picture."""
-    album = tmp_path / "album"
-    album.mkdir()
-    for seed in range(NUMBER):
-        testing.draw_image(seed=seed).save(album / f"{seed:02}.png")
-    (album / "03.png").write_text("no picture")
-    return album
 
 
 def run(model: Assistant, album: Path, out: Path, **options: Any) -> Summary:
