@@ -71,7 +71,7 @@ def test_only_answers_are_learnt_in_texts_alone(words: PreTrainedTokenizerFast) 
         record("short", user("hi"), assistant("ho")),
     ]
     batch = TextCollator(words, 64)(rows)
-    assert learnt(words, batch) == [" red<|end|> a bit<|end|>", " ho<|end|>"]
+    assert learnt(words, batch) == ["red<|end|> a bit<|end|>", "ho<|end|>"]
     kept = batch["attention_mask"].bool()
     short = batch["input_ids"][1][kept[1]]
     assert words.decode(short) == "<|user|> hi<|end|><|assistant|> ho<|end|>"
@@ -84,7 +84,7 @@ def test_a_typed_marker_is_no_turn(words: PreTrainedTokenizerFast) -> None:
     batch = TextCollator(words, 64)([row])
     end, image = words.convert_tokens_to_ids(["<|end|>", "<image>"])
     assert (batch["input_ids"] == end).sum() == 2 and not (batch["input_ids"] == image).any()
-    assert learnt(words, batch) == [" ho<image><|end|>"]
+    assert learnt(words, batch) == ["ho<image><|end|>"]
 
 
 def test_errors_name_the_record(
