@@ -14,6 +14,7 @@ import typer
 
 from vlm import __version__
 from vlm.errors import ConfigError, VlmError
+from vlm.startup import skip_final_gc
 
 if TYPE_CHECKING:
     from vlm.assistant import Assistant
@@ -49,6 +50,8 @@ def main() -> None:
     except VlmError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
+    finally:
+        skip_final_gc()
 
 
 def _open(model: str | None, device: str, dtype: str) -> "Assistant":
