@@ -6,7 +6,7 @@
 (emoji and coloured shapes), against the same probe on a tower of random weights.
 *Language*: answers about scenes that are told in words, exact match of whole answers when each
 token is predicted from the right ones before it; that equals greedy decoding for every answer
-counted as right. A question type that fails here cannot be learnt from pictures either.
+counted as right. What the decoder cannot read here it hardly learns to read from pictures.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from train.collate import TextCollator
 from vlm.images import load_image
 from vlm.language import load_tokenizer
 from vlm.messages import parse_record
-from vlm.scoring import wilson
+from vlm.model import IGNORE_INDEX
+from vlm.scoring import percent
 
 SEED = 900_001  # of no training set
 
@@ -70,12 +71,6 @@ def probe(train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, to
     return percent(int(right), len(test[1]))
 
 
-def percent(right: int, n: int) -> str:
-    """Accuracy with its 95 % interval."""
-    low, high = wilson(right, n)
-    return f"{right / n:.1%} [{low:.1%}, {high:.1%}]"
-
-
 def tower_gate(folder: Path, layer: int, num: int) -> Table:
     """Probe the tower, and one of the same shape with random weights."""
     torch.manual_seed(0)
@@ -109,7 +104,7 @@ def language_gate(folder: Path, num: int) -> Table:
         labels = batch.pop("labels")[:, 1:]
         with torch.no_grad():
             said = model(**batch).logits[:, :-1].argmax(-1)
-        whole = ((said == labels) | (labels == -100)).all(1)
+        whole = ((said == labels) | (labels == IGNORE_INDEX)).all(1)
         for kind, good in zip(kinds[start : start + 64], whole.tolist(), strict=True):
             right[kind] += good
     table = Table(title="whole answers about scenes in words")

@@ -13,11 +13,10 @@ from train.contrastive import MAX_TEXT_TOKENS
 from vlm.errors import RecordError, VlmError
 from vlm.images import CleanImage, load_image
 from vlm.messages import Record
+from vlm.model import IGNORE_INDEX
 from vlm.processor import Encoded, Processor
 from vlm.template import ChatTemplate, slot_texts
 from vlm.tokens import TextEncoder
-
-_IGNORE = -100
 
 
 class DialogueCollator:
@@ -56,13 +55,13 @@ class TextCollator:
         batch = {
             "input_ids": torch.full((len(rows), width), pad),
             "attention_mask": torch.zeros(len(rows), width, dtype=torch.long),
-            "labels": torch.full((len(rows), width), _IGNORE),
+            "labels": torch.full((len(rows), width), IGNORE_INDEX),
         }
         for row, (ids, mask) in enumerate(rows):
             tokens = torch.tensor(ids)
             batch["input_ids"][row, : len(ids)] = tokens
             batch["attention_mask"][row, : len(ids)] = 1
-            batch["labels"][row, : len(ids)] = tokens.where(torch.tensor(mask), _IGNORE)
+            batch["labels"][row, : len(ids)] = tokens.where(torch.tensor(mask), IGNORE_INDEX)
         return batch
 
     def _encode(self, record: Record) -> tuple[list[int], list[bool]]:

@@ -50,7 +50,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def texts_of(records: RecordDataset, num: int) -> Iterator[str]:
-    """The texts, turn by turn, of ``num`` records spread evenly over all of them.
+    """The texts, turn by turn, of ``num`` records or some more, spread evenly over all of them.
 
     Spread, because several data files stand one behind the other: the first records
     alone would know nothing of the words of the second file.

@@ -226,8 +226,8 @@ def compare(reports: Iterable[Report]) -> "Table":
         table.add_row(
             name,
             str(first.n),
-            *(_percent(s.correct, s.n) for s in scores),
-            _percent(first.majority, first.n),
+            *(percent(s.correct, s.n) for s in scores),
+            percent(first.majority, first.n),
             " / ".join(ratios),
         )
     return table
@@ -246,6 +246,7 @@ def _by_name(report: Report) -> dict[str, Score]:
     return {score.kind: score for score in (*report.kinds, report.overall)}
 
 
-def _percent(correct: int, n: int) -> str:
+def percent(correct: int, n: int) -> str:
+    """An accuracy with its 95 % interval: ``"50.0 % [15.0, 85.0]"``."""
     low, high = wilson(correct, n)
     return f"{100 * correct / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
