@@ -1,59 +1,59 @@
 """Open, compose and write model folders. One format: the Hugging Face LLaVA folder."""
 
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    CLIPVisionModel,
-    GenerationConfig,
-    LlavaConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import GenerationConfig, LlavaConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
 from vlm.errors import CheckpointError
-from vlm.language import check_language_config, load_tokenizer
+from vlm.folder import Folder, check_config, is_llava, read_config
+from vlm.folder import read_json as _read_json  # noqa: F401
+from vlm.hub import resolve
+from vlm.language import check_decoder, load_tokenizer
 from vlm.model import VisionLanguageModel
-from vlm.pixels import load_image_processor
+from vlm.parts import load_language_model, load_vision_tower, vision_config
+from vlm.pixels import ImageProcessor, output_size, read_image_processor, resize_output
 from vlm.processor import Processor
-from vlm.projector import HIDDEN_ACT, PROJECTORS, projector_type
-from vlm.vision import VISION_TOWERS, feature_layers, num_visual_tokens
+from vlm.projector import HIDDEN_ACT, PROJECTORS
+from vlm.template import template_with_pictures
+from vlm.vision import num_prefix_tokens, resize_tower
 from vlm.weights import read_model, shard_paths, write_model
 
-Folder = str | os.PathLike[str]
-# Keys that would make the loader run code of the folder, or choose internals for us.
-_FORBIDDEN = ("auto_map", "_attn_implementation_internal", "trust_remote_code")
-_CLIP_EXTRAS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
+if TYPE_CHECKING:
+    from vlm.quantize import Bits
+
+_VOCABULARY_MULTIPLE = 64  # the padding that published LLaVA folders have (32064)
 
 
 def load_checkpoint(
     folder: Folder,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    quantize: "Bits | None" = None,
 ) -> tuple[VisionLanguageModel, Processor]:
     """Open a LLaVA folder, strictly, in evaluation mode.
 
     Args:
-        folder: with config.json, safetensors weights, tokenizer and processor files.
+        folder: with config.json, safetensors weights, tokenizer and processor files; or a
+            hub id; or an adapter's folder, whose base model is opened and adapted.
         device: where the weights go.
         dtype: of the weights; by default the one that config.json names, else float32.
+        quantize: ``"4bit"`` or ``"8bit"`` for the language model's linear layers.
 
     Raises:
         CheckpointError: anything in the folder is missing, contradictory or unsafe.
+        MissingExtraError: bitsandbytes is needed and cannot be used.
     """
-    folder = Path(folder)
-    config = read_config(folder)
-    processor = Processor.from_folder(folder)
-    shard_paths(folder)
+    path = resolve(folder)
+    if is_adapter(path):
+        return _load_adapted(path, device, dtype, quantize)
+    config = read_config(path)
+    processor = Processor.from_folder(path)
+    shard_paths(path)
     # Layers draw weights that are overwritten below; the caller's random numbers stay as they were.
     with (
         torch.random.fork_rng(devices=[]),
@@ -63,19 +63,47 @@ def load_checkpoint(
     ):
         model = VisionLanguageModel(config)
     model.language_model.tie_weights()  # not done while initialisation is off
-    read_model(model, folder)
-    if (folder / "generation_config.json").is_file():
+    if quantize is None:
+        read_model(model, path)
+    else:
+        from vlm.quantize import read_quantized
+
+        read_quantized(model, path, quantize)
+    if (path / "generation_config.json").is_file():
         model.language_model.generation_config = GenerationConfig.from_pretrained(
-            folder, local_files_only=True
+            path, local_files_only=True
         )
+    model.name_or_path = str(folder)
     return model.eval(), processor
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter and a projector, and no model."""
+    from vlm.lora import CONFIG
+
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def _load_adapted(
+    folder: Path, device: str | torch.device, dtype: torch.dtype | None, quantize: "Bits | None"
+) -> tuple[VisionLanguageModel, Processor]:
+    """The base model with the adapter in its weights, or beside them if they are quantised."""
+    from vlm import lora
+
+    model, processor = load_checkpoint(lora.base_of(folder), device, dtype, quantize)
+    lora.load_adapter(model, folder)
+    if quantize is None:
+        lora.merge(model)
+    model.name_or_path = str(folder)
+    return model.eval().requires_grad_(False), processor
 
 
 def save_checkpoint(model: VisionLanguageModel, processor: Processor, folder: Folder) -> None:
     """Write one standard folder that transformers, and `load_checkpoint`, open as it is.
 
     Raises:
-        CheckpointError: an adapter is still attached, or the folder cannot be written.
+        CheckpointError: an adapter is still attached, the weights are quantised, or the
+            folder cannot be written.
     """
     write_model(model, Path(folder))
     processor.save(folder)
@@ -84,183 +112,105 @@ def save_checkpoint(model: VisionLanguageModel, processor: Processor, folder: Fo
 def compose(
     vision: Folder,
     language: Folder,
-    projector: str = "mlp2x_gelu",
+    projector: str = "mlp",
     vision_feature_layer: int | list[int] = -2,
-    vision_feature_select_strategy: Literal["default", "full"] = "default",
+    vision_feature_select_strategy: Literal["default", "full"] | None = None,
     dtype: torch.dtype | None = None,
+    image_size: int | None = None,
 ) -> tuple[VisionLanguageModel, Processor]:
     """Join a vision tower and a language model with a new random projector.
 
     Args:
-        vision: folder of a CLIP model or of its vision half alone, with its
-            preprocessor_config.json; or a LLaVA folder, whose tower is taken.
-        language: folder of a decoder-only language model with its tokenizer; or a LLaVA
-            folder, whose decoder is taken.
+        vision: folder or hub id of a CLIP, SigLIP or DINOv2 model or of its vision half
+            alone, with its preprocessor_config.json; or a LLaVA folder, whose tower is taken.
+        language: folder or hub id of a decoder-only language model with its tokenizer; or a
+            LLaVA folder, whose decoder is taken.
         projector: a key of `PROJECTORS`.
         vision_feature_layer: which layer's states are the visual tokens.
-        vision_feature_select_strategy: ``"default"`` drops the class token.
+        vision_feature_select_strategy: ``"default"`` takes the patches alone, ``"full"``
+            the class token too; by default what gives the patches.
         dtype: of the weights; by default the language model's.
+        image_size: of the pictures, in pixels; by default what the preprocessing makes.
 
     Raises:
         CheckpointError: a part cannot be opened or the parts do not fit.
     """
     if projector not in PROJECTORS:
         raise CheckpointError(f"unknown projector {projector!r}; known: {', '.join(PROJECTORS)}")
-    vision, language = Path(vision), Path(language)
-    tokenizer = load_tokenizer(language)
+    vision, language = resolve(vision), resolve(language)
+    vision_config(vision)  # a wrong tower is told before a large decoder is loaded
+    tokenizer, decoder = _language_part(language, dtype)
+    image_processor, tower = _vision_part(vision, decoder.dtype, image_size)
     image_token = tokenizer.convert_tokens_to_ids("<image>")
-    if image_token in (None, tokenizer.unk_token_id):
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-        image_token = tokenizer.convert_tokens_to_ids("<image>")
-    decoder = _language_part(language, dtype)
-    if len(tokenizer) > decoder.get_input_embeddings().num_embeddings:
-        decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    tower = _vision_part(vision, decoder.dtype)
     config = LlavaConfig(
         vision_config=tower.config,
         text_config=decoder.config,
         image_token_index=image_token,
         projector_hidden_act=HIDDEN_ACT[projector],
         vision_feature_layer=vision_feature_layer,
-        vision_feature_select_strategy=vision_feature_select_strategy,
+        vision_feature_select_strategy=vision_feature_select_strategy or "default",
         tie_word_embeddings=decoder.config.tie_word_embeddings,
-        **({} if projector == "mlp2x_gelu" else {"projector_type": projector}),
+        **({"projector_type": projector} if projector == "linear" else {}),
     )
+    if vision_feature_select_strategy is None and not num_prefix_tokens(config):
+        config.vision_feature_select_strategy = "full"  # all that it has are patches
     config.image_seq_length = check_config(config)
     model = VisionLanguageModel(config, tower, decoder)
     model.multi_modal_projector.to(decoder.dtype)
-    image_processor = load_image_processor(vision, config)
-    processor = Processor(tokenizer, image_processor, config, decoder.generation_config)
+    template = template_with_pictures(tokenizer, "<image>")
+    processor = Processor(tokenizer, image_processor, config, decoder.generation_config, template)
     return model.eval(), processor
 
 
-def read_config(folder: Folder) -> LlavaConfig:
-    """The checked config of a LLaVA folder.
+def _language_part(
+    folder: Path, dtype: torch.dtype | None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer with an image token, and a decoder whose vocabulary has a row for it."""
+    tokenizer = load_tokenizer(folder)
+    if is_llava(folder):
+        decoder = load_checkpoint(folder, dtype=dtype)[0].language_model
+    else:
+        decoder = load_language_model(folder, dtype)
+        check_decoder(decoder)
+    if tokenizer.convert_tokens_to_ids("<image>") in (None, tokenizer.unk_token_id):
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False
+        )
+    grow_vocabulary(decoder, len(tokenizer))
+    return tokenizer, decoder
 
-    Raises:
-        CheckpointError: absent, not JSON, not LLaVA, unsafe or contradictory.
+
+def grow_vocabulary(decoder: PreTrainedModel, num_tokens: int) -> None:
+    """Give the decoder rows for `num_tokens`, if it lacks some, in place.
+
+    The vocabulary is padded to a multiple of 64. New rows are the mean of the old ones, as
+    LLaVA starts them: a row near zero could beat every real token's negative logit.
     """
-    folder = Path(folder)
-    raw = _read_json(folder, "config.json")
-    if raw.get("model_type") != "llava":
-        raise CheckpointError(
-            f"{folder}: unknown model_type {raw.get('model_type')!r}; known: llava. "
-            "Join separate parts with vlm.checkpoint.compose"
-        )
-    if "quantization_config" in raw:
-        raise CheckpointError(
-            f"{folder}: the weights are quantised; use the folder of the original weights"
-        )
-    try:
-        config = LlavaConfig.from_dict(raw)
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise CheckpointError(f"{folder}: config.json: {_one_line(error)}") from error
-    check_config(config)
-    return config
+    old = decoder.get_input_embeddings().num_embeddings
+    if num_tokens <= old:
+        return
+    decoder.resize_token_embeddings(num_tokens, _VOCABULARY_MULTIPLE, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
+            layer.weight[old:] = layer.weight[:old].mean(dim=0, dtype=torch.float32)
 
 
-def check_config(config: LlavaConfig) -> int:
-    """Raise CheckpointError unless the parts fit; returns the visual tokens of a picture."""
-    count = num_visual_tokens(config)
-    feature_layers(config)
-    projector_type(config)
-    check_language_config(config.text_config)
-    if not 0 <= config.image_token_index < config.text_config.vocab_size:
-        raise CheckpointError(
-            f"image_token_index {config.image_token_index} is outside the vocabulary of "
-            f"{config.text_config.vocab_size}; the language model needs an image token"
-        )
-    return count
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
-    try:
-        raw = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no {name}; is the download complete?") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / name}: not JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{folder / name}: not a JSON object")
-    for level in (raw, raw.get("text_config"), raw.get("vision_config")):
-        for key in _FORBIDDEN:
-            if isinstance(level, dict) and key in level:
-                raise CheckpointError(
-                    f"{folder / name}: {key} would let the folder choose code to run; refused. "
-                    "Remove the key if the architecture is a standard one"
-                )
-    return raw
-
-
-def _part_config(folder: Path) -> PretrainedConfig:
-    _read_json(folder, "config.json")
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise CheckpointError(f"{folder}: config.json: {_one_line(error)}") from error
-
-
-def _is_llava(folder: Path) -> bool:
-    return _read_json(folder, "config.json").get("model_type") == "llava"
-
-
-def _language_part(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
-    """The decoder of a folder of its own, or of a LLaVA folder."""
-    if _is_llava(folder):
-        return load_checkpoint(folder, dtype=dtype)[0].language_model
-    config = _part_config(folder)
-    check_language_config(config)
-    return _load_part(AutoModelForCausalLM, folder, config, dtype or "auto")
-
-
-def _vision_part(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The tower of a folder of its own, of a whole CLIP model, or of a LLaVA folder."""
-    if _is_llava(folder):
-        return load_checkpoint(folder, dtype=dtype)[0].vision_tower
-    config = _part_config(folder)
-    config = getattr(config, "vision_config", config)
-    if config.model_type not in VISION_TOWERS:
-        raise CheckpointError(
-            f"{folder}: unknown vision tower {config.model_type!r}; "
-            f"known: {', '.join(VISION_TOWERS)}"
-        )
-    return _load_part(CLIPVisionModel, folder, config, dtype)
-
-
-def _load_part(
-    auto: Any, folder: Path, config: PretrainedConfig, dtype: torch.dtype | str
-) -> PreTrainedModel:
-    """A part's own weights by transformers, with nothing missing and nothing left over."""
-    shard_paths(folder)
-    try:
-        model, info = auto.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: {_one_line(error)}") from error
-    unexpected = [k for k in info["unexpected_keys"] if not k.startswith(_CLIP_EXTRAS)]
-    for kind, names in (
-        ("missing", sorted(info["missing_keys"])),
-        ("unexpected", sorted(unexpected)),
-        ("mismatched", sorted(str(k) for k in info["mismatched_keys"])),
-    ):
-        if names:
-            raise CheckpointError(f"{folder}: {len(names)} {kind} weights: {', '.join(names[:6])}")
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and tensor.isnan().any():
-            raise CheckpointError(f"{folder}: {name} holds NaN; use another copy of the weights")
-    return model
+def _vision_part(
+    folder: Path, dtype: torch.dtype, image_size: int | None
+) -> tuple[ImageProcessor, PreTrainedModel]:
+    """Preprocessing and tower, both for pictures of one size."""
+    if is_llava(folder):
+        tower = load_checkpoint(folder, dtype=dtype)[0].vision_tower
+    else:
+        tower = load_vision_tower(folder, dtype)
+    processor = read_image_processor(folder)
+    made = output_size(processor)
+    size = image_size or (made[0] if made[0] == made[1] else None) or tower.config.image_size
+    if made != (size, size):
+        processor = resize_output(processor, size)
+    if tower.config.image_size != size:
+        resize_tower(tower, size)
+    return processor, tower
 
 
 @contextmanager

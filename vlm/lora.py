@@ -5,6 +5,7 @@ does, Dettmers et al. 2023), never the output layer, the vision tower or the pro
 The projector is trained as it is and saved beside the adapter.
 """
 
+import json
 import os
 import re
 from pathlib import Path
@@ -75,6 +76,7 @@ def save_adapter(model: VisionLanguageModel, folder: str | os.PathLike[str]) -> 
     """
     folder = Path(folder)
     config = _config(model)
+    config.base_model_name_or_path = _base_name(model.name_or_path, folder)
     state = get_peft_model_state_dict(model, _full_state(model), save_embedding_layers=False)
     projector = {PREFIX + k: v for k, v in model.multi_modal_projector.state_dict().items()}
     try:
@@ -84,6 +86,33 @@ def save_adapter(model: VisionLanguageModel, folder: str | os.PathLike[str]) -> 
         config.save_pretrained(str(folder))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+
+
+def base_of(folder: Path) -> str:
+    """The model that an adapter was made for: a folder that is here, or a hub id.
+
+    Raises:
+        CheckpointError: the adapter does not name it, or it is no longer there.
+    """
+    try:
+        raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        name = raw["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: no base_model_name_or_path ({error})") from error
+    if not isinstance(name, str) or not name:
+        raise CheckpointError(
+            f"{folder}: the adapter does not name its base model; set base_model_name_or_path in "
+            f"{CONFIG}"
+        )
+    beside = folder / name  # relative names count from the adapter, so that both can be moved
+    return str(beside) if beside.is_dir() else name
+
+
+def _base_name(origin: str, folder: Path) -> str:
+    """How an adapter in `folder` names the model that came from `origin`."""
+    if not Path(origin).is_dir() or not origin:
+        return origin
+    return os.path.relpath(Path(origin).resolve(), folder.resolve())
 
 
 def load_adapter(model: VisionLanguageModel, folder: str | os.PathLike[str]) -> VisionLanguageModel:

@@ -10,39 +10,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import CLIPImageProcessorPil, LlavaConfig
+from transformers import (
+    BitImageProcessorPil,
+    CLIPImageProcessorPil,
+    LlavaConfig,
+    LlavaImageProcessorPil,
+    SiglipImageProcessorPil,
+)
+from transformers.image_processing_backends import PilBackend as ImageProcessor
 
 from vlm.errors import CheckpointError
 
-# Names that folders use for the one preprocessing we run, always with the PIL backend.
-IMAGE_PROCESSORS = (
-    "CLIPImageProcessor",
-    "CLIPImageProcessorFast",
-    "CLIPImageProcessorPil",
-    "CLIPFeatureExtractor",
-)
+# By the name that folders give them, whatever backend wrote it: DINOv2 uses BiT's,
+# LLaVA's own is CLIP's with an optional padding to a square.
+IMAGE_PROCESSORS: dict[str, type[ImageProcessor]] = {
+    "CLIPImageProcessor": CLIPImageProcessorPil,
+    "SiglipImageProcessor": SiglipImageProcessorPil,
+    "BitImageProcessor": BitImageProcessorPil,
+    "LlavaImageProcessor": LlavaImageProcessorPil,
+}
 
 
-def load_image_processor(folder: Path, config: LlavaConfig) -> CLIPImageProcessorPil:
+def load_image_processor(folder: Path, config: LlavaConfig) -> ImageProcessor:
     """The folder's preprocessing with the PIL backend, checked against the config.
 
     Raises:
         CheckpointError: absent, of another kind, or for another picture or patch size.
     """
     raw = _processor_config(folder)
-    settings = raw.get("image_processor") or raw
-    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
-    if kind not in IMAGE_PROCESSORS:
-        raise CheckpointError(
-            f"{folder}: unknown image_processor_type {kind!r}; known: {', '.join(IMAGE_PROCESSORS)}"
-        )
-    known = {k: v for k, v in settings.items() if not k.endswith("_type")}
-    processor = CLIPImageProcessorPil(**known)
+    processor = read_image_processor(folder)
     size = config.vision_config.image_size
-    crop = processor.crop_size
-    if (crop["height"], crop["width"]) != (size, size):
+    height, width = output_size(processor)
+    if (height, width) != (size, size):
+        made = f"{height}x{width}" if height else "no fixed size"
         raise CheckpointError(
-            f"{folder}: the processor makes pictures of {crop['height']}x{crop['width']} but the "
+            f"{folder}: the processor makes pictures of {made} but the "
             f"vision tower takes {size}x{size}; correct crop_size"
         )
     for name, wanted in (
@@ -55,6 +57,49 @@ def load_image_processor(folder: Path, config: LlavaConfig) -> CLIPImageProcesso
                 "config.json; make them equal"
             )
     return processor
+
+
+def read_image_processor(folder: Path) -> ImageProcessor:
+    """The preprocessing of any folder that has one, a vision tower's alone included.
+
+    Raises:
+        CheckpointError: absent or of a kind that is not in `IMAGE_PROCESSORS`.
+    """
+    raw = _processor_config(folder)
+    settings = raw.get("image_processor") or raw
+    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
+    name = str(kind).removesuffix("Fast").removesuffix("Pil")
+    name = name.replace("FeatureExtractor", "ImageProcessor")  # before transformers 4.27
+    if name not in IMAGE_PROCESSORS:
+        raise CheckpointError(
+            f"{folder}: unknown image_processor_type {kind!r}; known: {', '.join(IMAGE_PROCESSORS)}"
+        )
+    known = {k: v for k, v in settings.items() if not k.endswith("_type")}
+    return IMAGE_PROCESSORS[name](**known)
+
+
+def output_size(processor: ImageProcessor) -> tuple[int | None, int | None]:
+    """Height and width that every picture leaves with; None where it depends on the picture."""
+    crop = getattr(processor, "crop_size", None)
+    settled = crop if crop and getattr(processor, "do_center_crop", False) else processor.size
+    return settled.get("height"), settled.get("width")
+
+
+def resize_output(processor: ImageProcessor, image_size: int) -> ImageProcessor:
+    """The same preprocessing for squares of another size; the crop keeps its share."""
+    settings = processor.to_dict()
+    square = {"height": image_size, "width": image_size}
+    shortest = (settings.get("size") or {}).get("shortest_edge")
+    if shortest:
+        before = output_size(processor)[0] or shortest
+        settings["size"] = {"shortest_edge": round(shortest * image_size / before)}
+        settings["crop_size"] = square
+    else:
+        settings["size"] = square
+        if settings.get("crop_size"):
+            settings["crop_size"] = square
+    known = {k: v for k, v in settings.items() if not k.endswith("_type")}
+    return type(processor)(**known)
 
 
 def _processor_config(folder: Path) -> dict[str, Any]:
@@ -75,15 +120,18 @@ def _processor_config(folder: Path) -> dict[str, Any]:
     return merged
 
 
-def level_table(processor: CLIPImageProcessorPil) -> np.ndarray | None:
-    """(3, 256) normalised value of each 8-bit level, or None where steps are switched off."""
-    steps = (processor.do_rescale, processor.do_normalize, processor.do_center_crop)
+def level_table(processor: ImageProcessor) -> np.ndarray | None:
+    """(3, 256) normalised value of each 8-bit level, or None where steps are switched off.
+
+    It serves pictures that have the output size already, so that nothing is resampled.
+    """
     shortest = processor.size.get("shortest_edge")
-    crop = processor.crop_size["height"]
-    whole = shortest == crop or (
-        processor.size.get("height") == processor.size.get("width") == crop
-    )
-    if not all(steps) or (processor.do_resize and not whole):
+    size = output_size(processor)
+    square = (processor.size.get("height"), processor.size.get("width"))
+    whole = size[0] == size[1] and (shortest == size[0] or square == size)
+    if not (processor.do_rescale and processor.do_normalize and size[0]):
+        return None
+    if processor.do_resize and not whole:
         return None
     levels = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
     scaled = processor.rescale(levels, processor.rescale_factor)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
-    CLIPImageProcessorPil,
     GenerationConfig,
     LlavaConfig,
     LlavaProcessor,
@@ -22,13 +21,14 @@ from transformers import (
 )
 
 from vlm.errors import CheckpointError, ContextLengthError
+from vlm.folder import read_config
 from vlm.images import CleanImage, load_image
 from vlm.language import load_tokenizer
 from vlm.messages import Message
-from vlm.pixels import level_table, load_image_processor
-from vlm.template import DEFAULT_TEMPLATE, ChatTemplate, slot_texts
+from vlm.pixels import ImageProcessor, level_table, load_image_processor
+from vlm.template import ChatTemplate, own_template, slot_texts
 from vlm.tokens import TextEncoder
-from vlm.vision import num_prefix_tokens, num_visual_tokens
+from vlm.vision import num_patches, num_visual_tokens
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Processor:
 
     Args:
         tokenizer: a fast tokenizer whose vocabulary has the image token.
-        image_processor: CLIP's preprocessing, PIL backend.
+        image_processor: the vision tower's preprocessing, PIL backend.
         config: the model's config, which settles the number of visual tokens.
         generation_config: names further end-of-sequence ids.
         chat_template: by default the tokenizer's, else LLaVA-1.5's.
@@ -63,7 +63,7 @@ class Processor:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        image_processor: CLIPImageProcessorPil,
+        image_processor: ImageProcessor,
         config: LlavaConfig,
         generation_config: GenerationConfig | None = None,
         chat_template: str | None = None,
@@ -76,8 +76,7 @@ class Processor:
         self.num_visual_tokens = num_visual_tokens(config)
         self.context_length: int = config.text_config.max_position_embeddings
         self.image_size: int = config.vision_config.image_size
-        source = chat_template or tokenizer.chat_template or DEFAULT_TEMPLATE
-        self.chat_template: str = source["default"] if isinstance(source, dict) else source
+        self.chat_template = chat_template or own_template(tokenizer)
         tokenizer.chat_template = self.chat_template
         self._template = ChatTemplate(self.chat_template, tokenizer, self.image_token)
         self._encoder = TextEncoder(tokenizer, self.chat_template)
@@ -94,8 +93,6 @@ class Processor:
         Raises:
             CheckpointError: a file is missing, or contradicts config.json.
         """
-        from vlm.checkpoint import read_config  # checkpoint imports this module
-
         folder = Path(folder)
         config = read_config(folder)
         tokenizer = load_tokenizer(folder)
@@ -108,14 +105,17 @@ class Processor:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer, template and preprocessing as transformers' LlavaProcessor does."""
+        strategy = self.config.vision_feature_select_strategy
+        patches = num_patches(self.config.vision_config)
         standard = LlavaProcessor(
             image_processor=self.image_processor,
             tokenizer=self.tokenizer,
             patch_size=self.config.vision_config.patch_size,
-            vision_feature_select_strategy=self.config.vision_feature_select_strategy,
+            vision_feature_select_strategy=strategy,
             chat_template=self.chat_template,
             image_token=self.image_token,
-            num_additional_image_tokens=num_prefix_tokens(self.config),
+            # LlavaProcessor counts one token less for "default", whatever the tower.
+            num_additional_image_tokens=self.num_visual_tokens - patches + (strategy == "default"),
         )
         standard.save_pretrained(folder)
 

@@ -51,13 +51,14 @@ class MlpProjector(nn.Module):
 
 PROJECTORS: dict[str, type[LinearProjector] | type[MlpProjector]] = {
     "linear": LinearProjector,
-    "mlp2x_gelu": MlpProjector,
+    "mlp": MlpProjector,
+    "mlp2x_gelu": MlpProjector,  # the same by LLaVA's name
 }
 # In config.json a linear projector is an MLP whose activation is the identity
 # ("linear" in transformers' ACT2FN) and whose second layer is the identity matrix:
 # the same function, which LlavaForConditionalGeneration can open. The extra key
 # projector_type tells us to fold it back.
-HIDDEN_ACT = {"linear": "linear", "mlp2x_gelu": "gelu"}
+HIDDEN_ACT = {"linear": "linear", "mlp": "gelu", "mlp2x_gelu": "gelu"}
 
 
 def projector_type(config: LlavaConfig) -> str:
@@ -66,7 +67,7 @@ def projector_type(config: LlavaConfig) -> str:
     Raises:
         CheckpointError: the key is unknown, or contradicts projector_hidden_act.
     """
-    kind = getattr(config, "projector_type", None) or "mlp2x_gelu"
+    kind = getattr(config, "projector_type", None) or "mlp"
     if kind not in PROJECTORS:
         raise CheckpointError(f"unknown projector {kind!r}; known: {', '.join(PROJECTORS)}")
     if kind == "linear" and config.projector_hidden_act != "linear":

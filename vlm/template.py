@@ -36,6 +36,22 @@ DEFAULT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
+# Put before a template of a text-only model: contents that are lists of parts become the
+# strings that it knows, a picture standing on a line of its own.
+_FLATTEN_PARTS = (
+    "{%- set flat = namespace(messages=[]) -%}"
+    "{%- for message in messages -%}"
+    "{%- set text = namespace(value=message['content']) -%}"
+    "{%- if text.value is not string and text.value is iterable -%}"
+    "{%- set text.value = '' -%}"
+    "{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}{%- set text.value = text.value + IMAGE -%}"
+    "{%- else -%}{%- set text.value = text.value + part['text'] -%}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}"
+    "{%- set flat.messages = flat.messages + [dict(message, content=text.value)] -%}"
+    "{%- endfor -%}"
+    "{%- set messages = flat.messages -%}"
+)
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _SENTINEL = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 _MAX_SKELETONS = 1024
@@ -72,6 +88,24 @@ class _Text:
     role: str
     before: str
     after: str
+
+
+def template_with_pictures(tokenizer: PreTrainedTokenizerBase, image_token: str) -> str:
+    """The tokenizer's own template, or LLaVA-1.5's, able to take contents made of parts.
+
+    A text-only model's template prints such contents or fails on them, so it gets a
+    preamble; transformers' AutoProcessor then renders it as we do.
+    """
+    source = own_template(tokenizer)
+    if ChatTemplate(source, tokenizer, image_token).takes_parts:
+        return source
+    return _FLATTEN_PARTS.replace("IMAGE", repr(image_token + "\n")) + source
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's template, the one named default of several; else LLaVA-1.5's."""
+    source = tokenizer.chat_template or DEFAULT_TEMPLATE
+    return str(source["default"] if isinstance(source, dict) else source)
 
 
 class ChatTemplate:

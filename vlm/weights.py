@@ -1,13 +1,11 @@
 """Weights on disk: safetensors shards, their names, and strict reading.
 
-On disk we write the layout of the published LLaVA folders, which every version of
-transformers and the servers built on it read: ``language_model.model.*``,
-``language_model.lm_head.*``, ``vision_tower.vision_model.*``, ``multi_modal_projector.*``.
+`vlm.weight_names` says how tensors are called in a folder and how in a model.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,43 +13,17 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from vlm.errors import CheckpointError
 from vlm.projector import is_folded, to_disk
+from vlm.weight_names import WeightNames
 
 if TYPE_CHECKING:
     from vlm.model import VisionLanguageModel
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-HEAD = "language_model.lm_head.weight"
-EMBED = "language_model.model.embed_tokens.weight"
-# Longest first; both the legacy and the in-memory spelling of transformers 5 are read.
-_RENAMES = (
-    ("model.vision_tower.vision_model.", "vision_tower."),
-    ("model.vision_tower.", "vision_tower."),
-    ("vision_tower.vision_model.", "vision_tower."),
-    ("model.multi_modal_projector.", "multi_modal_projector."),
-    ("model.language_model.", "language_model.model."),
-    ("lm_head.", "language_model.lm_head."),
-)
-# Buffers that old versions of transformers stored and that are computed now.
-_COMPUTED = (".embeddings.position_ids", ".rotary_emb.inv_freq")
-
-
-def canonical(name: str) -> str:
-    """The name in `VisionLanguageModel` of a tensor on disk."""
-    for old, new in _RENAMES:
-        if name.startswith(old):
-            return new + name[len(old) :]
-    return name
-
-
-def on_disk(name: str, vision_kind: str) -> str:
-    """The name on disk of a tensor in `VisionLanguageModel`."""
-    if vision_kind == "clip_vision_model" and name.startswith("vision_tower."):
-        return "vision_tower.vision_model." + name.removeprefix("vision_tower.")
-    return name
 
 
 def shard_paths(folder: Path) -> list[Path]:
@@ -82,16 +54,27 @@ def shard_paths(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder}: no {SINGLE}; is the download complete?")
 
 
-def read_tensors(path: Path, device: str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
+def read_tensors(path: Path, keep_mapped: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and tensor of each entry of a safetensors file.
+
+    Args:
+        path: of the file.
+        keep_mapped: give tensors that are views of the memory-mapped file, all of which
+            stays mapped while one of them lives; else copies, and nothing stays mapped.
 
     Raises:
         CheckpointError: the file is truncated or malformed.
     """
     try:
-        with safe_open(path, framework="pt", device=device) as file:
-            for name in file.keys():  # noqa: SIM118  (safe_open has no iterator)
-                yield name, file.get_tensor(name)
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if keep_mapped:
+                yield from ((name, file.get_tensor(name)) for name in names)
+                return
+        for name in names:
+            with safe_open(path, framework="pt") as file:
+                tensor = file.get_tensor(name).clone()
+            yield name, tensor
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: not a complete safetensors file ({error}); download it again"
@@ -103,8 +86,12 @@ def fill(
     tensors: Iterator[tuple[str, torch.Tensor]],
     where: Path,
     optional: frozenset[str] = frozenset(),
+    filled: Callable[[str], None] | None = None,
 ) -> None:
-    """Copy `tensors` into `target` in place, with no name left over on either side.
+    """Give `tensors` to `target`, with no name left over on either side.
+
+    A parameter takes its tensor over, so that no second copy of a memory-mapped file is
+    made; any other tensor is written into.
 
     Raises:
         CheckpointError: missing, unexpected or differently shaped names, or NaN values.
@@ -120,15 +107,32 @@ def fill(
         if target[name].shape != tensor.shape:
             sizes = f"{list(tensor.shape)} in the folder, {list(target[name].shape)} by the config"
             mismatched.append(f"{name} ({sizes})")
-        elif tensor.is_floating_point() and tensor.isnan().any():
+        elif holds_nan(tensor):
             raise CheckpointError(f"{where}: {name} holds NaN; the training that wrote it diverged")
         else:
-            with torch.no_grad():
-                target[name].copy_(tensor)
+            _put(target[name], tensor)
+            if filled is not None:
+                filled(name)
     problems = {"missing": sorted(missing), "unexpected": unexpected, "mismatched": mismatched}
     found = [f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names]
     if found:
         raise CheckpointError(f"{where}: weights and config.json disagree; {'; '.join(found)}")
+
+
+def holds_nan(tensor: torch.Tensor) -> bool:
+    """Whether any value is NaN; costs one pass and no memory where there is none."""
+    if not tensor.is_floating_point():
+        return False
+    total = tensor.sum(dtype=torch.float32)  # NaN stays NaN in a sum; so may infinities become
+    return bool(total.isnan()) and bool(tensor.isnan().any())
+
+
+def _put(target: torch.Tensor, tensor: torch.Tensor) -> None:
+    if isinstance(target, nn.Parameter):
+        target.data = tensor.to(target.device, target.dtype)
+        return
+    with torch.no_grad():
+        target.copy_(tensor)
 
 
 def _some(names: list[str], limit: int = 6) -> str:
@@ -136,31 +140,41 @@ def _some(names: list[str], limit: int = 6) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def read_model(model: "VisionLanguageModel", folder: Path) -> None:
+def read_model(
+    model: "VisionLanguageModel", folder: Path, filled: Callable[[str], None] | None = None
+) -> None:
     """Fill `model` from the folder, strictly; tied embeddings stay tied.
+
+    Args:
+        model: with the structure that the folder's config describes.
+        folder: with safetensors weights.
+        filled: called with the name of each tensor once it is in its place. A caller that
+            replaces it there gets copies, so that no file stays mapped for their sake.
 
     Raises:
         CheckpointError: see `fill`; or tied weights that differ on disk.
     """
-    state = model.state_dict()
-    tied = HEAD in state and state[HEAD].data_ptr() == state[EMBED].data_ptr()
+    names = WeightNames(model)
+    target: dict[str, torch.Tensor] = model.state_dict()
+    target.update(model.named_parameters(remove_duplicate=False))
+    tied = target[names.head] is target[names.embeddings]
     pair: dict[str, torch.Tensor] = {}
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for path in shard_paths(folder):
-            for raw_name, tensor in read_tensors(path):
-                name = canonical(raw_name)
-                if name.endswith(_COMPUTED) or is_folded(name, tensor, model.config):
+            for raw_name, tensor in read_tensors(path, keep_mapped=filled is None):
+                name = names.in_model(raw_name)
+                if name is None or is_folded(name, tensor, model.config):
                     continue
-                if tied and name in (HEAD, EMBED):
+                if tied and name in (names.head, names.embeddings):
                     pair[name] = tensor
                 yield name, tensor
 
-    fill(state, tensors(), folder, frozenset((HEAD,)) if tied else frozenset())
-    if len(pair) == 2 and not torch.equal(pair[HEAD], pair[EMBED]):
+    fill(target, tensors(), folder, frozenset((names.head,)) if tied else frozenset(), filled)
+    if len(pair) == 2 and not torch.equal(pair[names.head], pair[names.embeddings]):
         raise CheckpointError(
-            f"{folder}: config.json ties {HEAD} to {EMBED} but their values differ; "
-            "set tie_word_embeddings to false in config.json and its text_config"
+            f"{folder}: config.json ties {names.head} to {names.embeddings} but their values "
+            "differ; set tie_word_embeddings to false in config.json and its text_config"
         )
 
 
@@ -179,10 +193,14 @@ def write_model(
         raise CheckpointError(
             "the model has a LoRA adapter; call vlm.lora.merge first, or vlm.lora.save_adapter"
         )
+    if any(tensor.dtype in (torch.uint8, torch.int8) for tensor in state.values()):
+        raise CheckpointError(
+            "the model's weights are quantised; open it without quantize to save it"
+        )
+    names = WeightNames(model)
     if model.config.text_config.tie_word_embeddings:
-        state.pop(HEAD, None)
-    kind = model.config.vision_config.model_type
-    disk = {on_disk(k, kind): v.detach() for k, v in to_disk(state, model.config).items()}
+        state.pop(names.head, None)
+    disk = {names.on_disk(k): v.detach() for k, v in to_disk(state, model.config).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_shards(disk, folder)

@@ -42,8 +42,10 @@ def test_compose_grows_a_vocabulary_without_the_image_token(tmp_path: Path) -> N
     before = load_file(text / WEIGHTS)["model.embed_tokens.weight"]
     model, processor = compose(vision, text)
     words = model.get_input_embeddings().weight
-    assert processor.image_token_id == len(before) == model.config.text_config.vocab_size - 1
+    assert processor.image_token_id == len(before)
+    assert model.config.text_config.vocab_size == len(words) == 320  # 270 + 1, in steps of 64
     assert torch.equal(words[: len(before)], before)
+    torch.testing.assert_close(words[len(before) :], before.mean(0).expand(50, -1))
     save_checkpoint(model, processor, tmp_path / "out")
     again = load_checkpoint(tmp_path / "out")[0].state_dict()
     for name, tensor in model.state_dict().items():
@@ -78,8 +80,8 @@ def test_compose_takes_the_vision_half_of_a_whole_clip(tmp_path: Path) -> None:
 def test_compose_refuses_what_does_not_fit(tmp_path: Path) -> None:
     vision = testing.tiny_vision_folder(tmp_path / "v")
     text = testing.tiny_language_folder(tmp_path / "l")
-    with pytest.raises(CheckpointError, match="unknown projector 'mlp'; known: linear"):
-        compose(vision, text, projector="mlp")
+    with pytest.raises(CheckpointError, match="unknown projector 'conv'; known: linear, mlp"):
+        compose(vision, text, projector="conv")
     with pytest.raises(CheckpointError, match="unknown vision tower 'llama'"):
         compose(text, text)
     with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):

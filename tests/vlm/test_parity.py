@@ -12,7 +12,7 @@ from vlm.checkpoint import compose, load_checkpoint, save_checkpoint
 from vlm.messages import Message, assistant, user
 from vlm.model import VisionLanguageModel
 from vlm.processor import Processor
-from vlm.weights import canonical
+from vlm.weight_names import WeightNames
 
 TOLERANCE = 1e-5
 IMAGES = [testing.draw_image((60, 40), seed=1), testing.draw_image((28, 28), seed=2)]
@@ -93,7 +93,8 @@ def test_their_folder_in_our_hands(
 ) -> None:
     folder = testing.tiny_llava_folder(tmp_path, language, **options)
     model, processor = load_checkpoint(folder)
-    reference = {canonical(name): t for name, t in theirs(folder).state_dict().items()}
+    names = WeightNames(model)
+    reference = {names.in_model(name): t for name, t in theirs(folder).state_dict().items()}
     ours = model.state_dict()
     assert ours.keys() == reference.keys()
     for name, tensor in ours.items():

@@ -60,7 +60,8 @@ def test_the_newer_file_wins_over_the_older(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"image_processor_type": "SiglipImageProcessor"}, "'SiglipImageProcessor'.*known: CLIP"),
+        ({"image_processor_type": "ViTImageProcessor"}, "'ViTImageProcessor'.*known: CLIP"),
+        ({"image_processor_type": "SiglipImageProcessor"}, "no fixed size"),
         ({"image_processor_type": None}, "unknown image_processor_type None"),
         ({"crop_size": {"height": 28, "width": 30}}, "28x30 but the vision tower takes 28x28"),
         ({"crop_size": 56}, "56x56"),

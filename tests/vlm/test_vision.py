@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import CLIPVisionModel, LlavaConfig, SiglipVisionConfig
+from transformers import CLIPVisionModel, LlavaConfig, ViTConfig
 
 from vlm import testing
 from vlm.errors import CheckpointError
@@ -61,10 +61,10 @@ def test_visual_tokens_of_known_towers(size: int, patch: int, tokens: int) -> No
 
 def test_impossible_settings_are_refused() -> None:
     vision = testing.tiny_vision_config()
-    vision.patch_size = 13
-    with pytest.raises(CheckpointError, match="28 is no multiple of patch_size 13"):
+    vision.patch_size = 29
+    with pytest.raises(CheckpointError, match="28 with patch_size 29 gives no"):
         num_visual_tokens(config(vision=vision))
     with pytest.raises(CheckpointError, match="layer -5 does not exist; the tower has 3"):
         feature_layers(config(vision_feature_layer=-5))
-    with pytest.raises(CheckpointError, match="'siglip_vision_model'; known: clip_vision_model"):
-        num_visual_tokens(config(vision=SiglipVisionConfig()))
+    with pytest.raises(CheckpointError, match="'vit'; known: clip_vision_model"):
+        num_visual_tokens(config(vision=ViTConfig()))
