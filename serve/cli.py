@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from serve import folders
 from vlm import __version__
 from vlm.errors import ConfigError, VlmError
 from vlm.startup import skip_final_gc
@@ -227,6 +228,9 @@ def train(
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         raise typer.Exit(130) from None  # as shells report a program ended by Ctrl-C
+
+
+folders.register(app)
 
 
 @data_app.command("list")

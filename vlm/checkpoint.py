@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from transformers import GenerationConfig, LlavaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LlavaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.initialization import no_init_weights
 
 from vlm.errors import CheckpointError
-from vlm.folder import Folder, check_config, is_llava, read_config
+from vlm.folder import Folder, check_config, is_adapter, is_llava, read_config
 from vlm.folder import read_json as _read_json  # noqa: F401
 from vlm.hub import resolve
 from vlm.language import check_decoder, load_tokenizer
@@ -26,6 +32,7 @@ from vlm.weights import read_model, shard_paths, write_model
 if TYPE_CHECKING:
     from vlm.quantize import Bits
 
+IMAGE_TOKEN = "<image>"
 _VOCABULARY_MULTIPLE = 64  # the padding that published LLaVA folders have (32064)
 
 
@@ -52,17 +59,9 @@ def load_checkpoint(
     if is_adapter(path):
         return _load_adapted(path, device, dtype, quantize)
     config = read_config(path)
-    processor = Processor.from_folder(path)
+    processor = Processor.from_folder(path, config)
     shard_paths(path)
-    # Layers draw weights that are overwritten below; the caller's random numbers stay as they were.
-    with (
-        torch.random.fork_rng(devices=[]),
-        no_init_weights(),
-        torch.device(device),
-        _default_dtype(dtype or config.dtype),
-    ):
-        model = VisionLanguageModel(config)
-    model.language_model.tie_weights()  # not done while initialisation is off
+    model = empty_model(config, device, dtype)
     if quantize is None:
         read_model(model, path)
     else:
@@ -77,11 +76,20 @@ def load_checkpoint(
     return model.eval(), processor
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds an adapter and a projector, and no model."""
-    from vlm.lora import CONFIG
-
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+def empty_model(
+    config: LlavaConfig, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> VisionLanguageModel:
+    """A model whose weights are memory that nobody has written to yet."""
+    # Layers may draw weights all the same; the caller's random numbers stay as they were.
+    with (
+        torch.random.fork_rng(devices=[]),
+        no_init_weights(),
+        torch.device(device),
+        _default_dtype(dtype or config.dtype),
+    ):
+        model = VisionLanguageModel(config)
+    model.language_model.tie_weights()  # not done while initialisation is off
+    return model
 
 
 def _load_adapted(
@@ -141,25 +149,61 @@ def compose(
     vision_config(vision)  # a wrong tower is told before a large decoder is loaded
     tokenizer, decoder = _language_part(language, dtype)
     image_processor, tower = _vision_part(vision, decoder.dtype, image_size)
-    image_token = tokenizer.convert_tokens_to_ids("<image>")
-    config = LlavaConfig(
-        vision_config=tower.config,
-        text_config=decoder.config,
-        image_token_index=image_token,
-        projector_hidden_act=HIDDEN_ACT[projector],
-        vision_feature_layer=vision_feature_layer,
-        vision_feature_select_strategy=vision_feature_select_strategy or "default",
-        tie_word_embeddings=decoder.config.tie_word_embeddings,
-        **({"projector_type": projector} if projector == "linear" else {}),
+    config = join_configs(
+        tower.config,
+        decoder.config,
+        tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        projector,
+        vision_feature_layer,
+        vision_feature_select_strategy,
     )
-    if vision_feature_select_strategy is None and not num_prefix_tokens(config):
-        config.vision_feature_select_strategy = "full"  # all that it has are patches
-    config.image_seq_length = check_config(config)
     model = VisionLanguageModel(config, tower, decoder)
     model.multi_modal_projector.to(decoder.dtype)
-    template = template_with_pictures(tokenizer, "<image>")
-    processor = Processor(tokenizer, image_processor, config, decoder.generation_config, template)
-    return model.eval(), processor
+    return model.eval(), new_processor(model, tokenizer, image_processor)
+
+
+def join_configs(
+    vision: PretrainedConfig,
+    language: PretrainedConfig,
+    image_token_id: int,
+    projector: str,
+    layer: int | list[int],
+    strategy: Literal["default", "full"] | None,
+) -> LlavaConfig:
+    """The config of a model made of these parts; the arguments are those of `compose`.
+
+    Raises:
+        CheckpointError: the parts do not fit.
+    """
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=language,
+        image_token_index=image_token_id,
+        projector_hidden_act=HIDDEN_ACT[projector],
+        vision_feature_layer=layer,
+        vision_feature_select_strategy=strategy or "default",
+        tie_word_embeddings=language.tie_word_embeddings,
+        **({"projector_type": projector} if projector == "linear" else {}),
+    )
+    if strategy is None and not num_prefix_tokens(config):
+        config.vision_feature_select_strategy = "full"  # all that it has are patches
+    config.image_seq_length = check_config(config)
+    return config
+
+
+def new_processor(
+    model: VisionLanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: ImageProcessor,
+) -> Processor:
+    """The processor of a model that is not on disk yet, with a template that knows pictures.
+
+    Raises:
+        CheckpointError: the parts contradict each other.
+    """
+    template = template_with_pictures(tokenizer, IMAGE_TOKEN)
+    generation = model.language_model.generation_config
+    return Processor(tokenizer, image_processor, model.config, generation, template)
 
 
 def _language_part(
@@ -172,12 +216,17 @@ def _language_part(
     else:
         decoder = load_language_model(folder, dtype)
         check_decoder(decoder)
-    if tokenizer.convert_tokens_to_ids("<image>") in (None, tokenizer.unk_token_id):
+    add_image_token(tokenizer, decoder)
+    return tokenizer, decoder
+
+
+def add_image_token(tokenizer: PreTrainedTokenizerBase, decoder: PreTrainedModel) -> None:
+    """Give the tokenizer an image token and the decoder rows for all tokens, in place."""
+    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
         tokenizer.add_special_tokens(
-            {"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False
+            {"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
         )
     grow_vocabulary(decoder, len(tokenizer))
-    return tokenizer, decoder
 
 
 def grow_vocabulary(decoder: PreTrainedModel, num_tokens: int) -> None:

@@ -14,6 +14,7 @@ from vlm.projector import projector_type
 from vlm.vision import feature_layers, num_visual_tokens
 
 Folder = str | os.PathLike[str]
+ADAPTER_CONFIG = "adapter_config.json"  # peft's name
 # Keys that would make the loader run code of the folder, or choose internals for us.
 _FORBIDDEN = ("auto_map", "_attn_implementation_internal", "trust_remote_code")
 
@@ -79,6 +80,11 @@ def is_llava(folder: Path) -> bool:
     """Whether the folder is a LLaVA folder in the standard layout."""
     raw = read_json(folder, "config.json")
     return raw.get("model_type") == "llava" and not _is_original_layout(raw)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter and a projector, and no model."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -11,19 +11,22 @@ import re
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import nn
 
 from vlm.errors import CheckpointError, ConfigError
+from vlm.folder import ADAPTER_CONFIG as CONFIG
 from vlm.model import VisionLanguageModel
 from vlm.projector import PREFIX
+from vlm.startup import quiet_bitsandbytes
 from vlm.weights import fill, read_tensors, write_safetensors
+
+quiet_bitsandbytes()  # which peft imports
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model  # noqa: E402
+from peft.tuners.lora import LoraLayer  # noqa: E402
 
 ADAPTER = "adapter_model.safetensors"
 PROJECTOR = "projector.safetensors"
-CONFIG = "adapter_config.json"
 _PEFT = "base_model.model."  # peft's own prefix, so that PeftModel opens our adapters
 
 

@@ -34,8 +34,7 @@ def transformers_differences(model: VisionLanguageModel) -> list[str]:
 
 def vllm_differences(model: VisionLanguageModel) -> list[str]:
     """Why vLLM would not open this folder, as far as its source tells; it is not run here."""
-    reasons = transformers_differences(model)
     kind = model.config.vision_config.model_type
-    if kind not in _VLLM_TOWERS:
-        reasons.append(f"vLLM's LLaVA knows no {kind} tower, only {', '.join(_VLLM_TOWERS)}")
-    return reasons
+    if kind in _VLLM_TOWERS:
+        return []
+    return [f"its LLaVA knows no {kind} tower, only {', '.join(_VLLM_TOWERS)}"]

@@ -87,14 +87,20 @@ class Processor:
         self._levels = level_table(image_processor)
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str]) -> "Processor":
+    def from_folder(
+        cls, folder: str | os.PathLike[str], config: LlavaConfig | None = None
+    ) -> "Processor":
         """The processor of a LLaVA folder.
+
+        Args:
+            folder: with tokenizer and preprocessing.
+            config: its checked config, if it has been read already.
 
         Raises:
             CheckpointError: a file is missing, or contradicts config.json.
         """
         folder = Path(folder)
-        config = read_config(folder)
+        config = config or read_config(folder)
         tokenizer = load_tokenizer(folder)
         image_processor = load_image_processor(folder, config)
         generation = None

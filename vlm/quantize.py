@@ -14,9 +14,13 @@ from torch import nn
 
 from vlm.errors import ConfigError, MissingExtraError
 from vlm.model import VisionLanguageModel
+from vlm.startup import quiet_bitsandbytes
 from vlm.weights import read_model
 
 Bits = Literal["4bit", "8bit"]
+# bitsandbytes' CPU kernel for 4 bits packs whole blocks of so many inputs and outputs, and
+# fails on other sizes; layers of such sizes stay as they are.
+_BLOCK_IN, _BLOCK_OUT = 64, 32
 
 
 def check_bits(quantize: str) -> None:
@@ -32,12 +36,17 @@ def read_quantized(model: VisionLanguageModel, folder: Path, bits: Bits) -> None
 
     Raises:
         CheckpointError: see `vlm.weights.read_model`.
-        ConfigError: unknown bits.
+        ConfigError: unknown bits, or a model of sizes that no kernel takes.
         MissingExtraError: bitsandbytes cannot be used here.
     """
     check_bits(bits)
     bnb = _bitsandbytes()
-    layers = dict(_linears(model))
+    layers = {name: layer for name, layer in _linears(model) if bits == "8bit" or _fits(layer)}
+    if not layers:
+        raise ConfigError(
+            f"quantize={bits!r}: no linear layer of this model has a multiple of {_BLOCK_IN} "
+            f"inputs and of {_BLOCK_OUT} outputs; use quantize='8bit', or none for so small a model"
+        )
 
     def read(name: str) -> None:
         path, _, kind = name.rpartition(".")
@@ -58,6 +67,10 @@ def _linears(model: VisionLanguageModel) -> Iterator[tuple[str, nn.Linear]]:
     for name, module in model.named_modules():
         if name.startswith("language_model.") and module is not head and type(module) is nn.Linear:
             yield name, module
+
+
+def _fits(layer: nn.Linear) -> bool:
+    return layer.in_features % _BLOCK_IN == 0 and layer.out_features % _BLOCK_OUT == 0
 
 
 def _quantized(bnb: Any, layer: nn.Linear, bits: Bits) -> nn.Module:
@@ -82,6 +95,7 @@ def _quantized(bnb: Any, layer: nn.Linear, bits: Bits) -> nn.Module:
 
 
 def _bitsandbytes() -> Any:
+    quiet_bitsandbytes()
     try:
         import bitsandbytes
     except (ImportError, OSError, RuntimeError) as error:  # a wrong CUDA library fails at import

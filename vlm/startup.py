@@ -1,6 +1,7 @@
 """Start faster: importing torch and transformers makes a million objects, none of them garbage."""
 
 import gc
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,3 +29,8 @@ def skip_final_gc() -> None:
     second after torch and transformers. For processes that we own, not for libraries.
     """
     gc.freeze()
+
+
+def quiet_bitsandbytes() -> None:
+    """Silence its advice, given at every import, to fetch a kernel from a hub."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -16,18 +16,32 @@ import torch
 from PIL import Image, ImageDraw
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
+    BitImageProcessorPil,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
-    CLIPVisionModel,
+    CohereConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    Gemma2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
 )
+from transformers.image_processing_backends import PilBackend
 
 from vlm.template import DEFAULT_TEMPLATE
 
@@ -72,7 +86,31 @@ ROLE_TOKENS = (
     "{% endif %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 TEMPLATES = {"vicuna": VICUNA, "chatml": CHATML, "llama2": LLAMA2, "role_tokens": ROLE_TOKENS}
-Language = Literal["llama", "qwen2"]
+_MLP = {"intermediate_size": 64}
+_GROUPED = {"intermediate_size": 64, "num_key_value_heads": 2}
+_CAPPED = {"head_dim": 8, "sliding_window": 16, "tie_word_embeddings": True}
+TOWERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "clip": (CLIPVisionConfig, {**_MLP, "projection_dim": 32}),
+    "siglip": (SiglipVisionConfig, _MLP),
+    "dinov2": (Dinov2Config, {}),
+    "dinov2_with_registers": (Dinov2WithRegistersConfig, {}),
+}
+LANGUAGES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "llama": (LlamaConfig, _GROUPED),
+    "mistral": (MistralConfig, {**_GROUPED, "sliding_window": 16}),
+    "qwen2": (Qwen2Config, _GROUPED),
+    "qwen3": (Qwen3Config, {**_GROUPED, "head_dim": 8}),
+    "phi3": (Phi3Config, _GROUPED),
+    "gemma2": (Gemma2Config, {**_GROUPED, **_CAPPED}),
+    "gpt_neox": (GPTNeoXConfig, _MLP),
+    "opt": (OPTConfig, {"ffn_dim": 64, "word_embed_proj_dim": 32, "tie_word_embeddings": True}),
+    "granite": (GraniteConfig, {**_GROUPED, "logits_scaling": 8.0, "embedding_multiplier": 2.0}),
+    "cohere": (CohereConfig, {**_GROUPED, "logit_scale": 0.25}),
+}
+Tower = Literal["clip", "siglip", "dinov2", "dinov2_with_registers"]
+Language = Literal[
+    "llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gpt_neox", "opt", "granite", "cohere"
+]
 
 
 @cache
@@ -108,50 +146,51 @@ def byte_tokenizer(template: str | None = VICUNA) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_vision_config() -> CLIPVisionConfig:
-    """CLIP with 3 layers of width 32 for 28x28 pictures in 2x2 patches."""
-    return CLIPVisionConfig(
+def tiny_vision_config(tower: Tower = "clip") -> PretrainedConfig:
+    """A tower with 3 layers of width 32 for 28x28 pictures in 2x2 patches."""
+    config, more = TOWERS[tower]
+    return config(
         hidden_size=32,
-        intermediate_size=64,
         num_hidden_layers=3,
         num_attention_heads=2,
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
-        projection_dim=32,
+        **more,
     )
 
 
-def tiny_text_config(language: Language = "llama", tie: bool = False) -> PretrainedConfig:
-    """A decoder with 2 layers of width 32 and a context of 512."""
-    kinds: dict[str, Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config}
-    return kinds[language](
+def tiny_text_config(
+    language: Language = "llama", tie: bool = False, width: int = 32
+) -> PretrainedConfig:
+    """A decoder with 2 layers and a context of 512."""
+    config, more = LANGUAGES[language]
+    return config(
         vocab_size=len(byte_tokenizer()),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=512,
         bos_token_id=SPECIAL_TOKENS.index("<s>"),
         eos_token_id=SPECIAL_TOKENS.index("</s>"),
         pad_token_id=SPECIAL_TOKENS.index("<pad>"),
-        tie_word_embeddings=tie,
+        **{"tie_word_embeddings": tie, **more},
     )
 
 
-def image_processor() -> CLIPImageProcessorPil:
-    """CLIP's preprocessing for 28x28 pictures."""
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": IMAGE_SIZE},
-        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-    )
+def image_processor(tower: Tower = "clip") -> PilBackend:
+    """The tower's preprocessing for 28x28 pictures."""
+    square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    if tower == "siglip":
+        return SiglipImageProcessorPil(size=square)
+    kind = CLIPImageProcessorPil if tower == "clip" else BitImageProcessorPil
+    return kind(size={"shortest_edge": IMAGE_SIZE}, crop_size=square)
 
 
-def tiny_vision_folder(path: str | os.PathLike[str], seed: int = 0) -> Path:
-    """Write a random CLIP vision tower and its preprocessing into `path`."""
+def tiny_vision_folder(path: str | os.PathLike[str], seed: int = 0, tower: Tower = "clip") -> Path:
+    """Write a random vision tower and its preprocessing into `path`."""
     with _seeded(seed):
-        CLIPVisionModel(tiny_vision_config()).save_pretrained(path)
-    image_processor().save_pretrained(path)
+        AutoModel.from_config(tiny_vision_config(tower)).save_pretrained(path)
+    image_processor(tower).save_pretrained(path)
     return Path(path)
 
 
@@ -181,11 +220,13 @@ def tiny_llava_folder(
     tie: bool = False,
     layer: int | list[int] = -2,
     strategy: Literal["default", "full"] = "default",
+    tower: Tower = "clip",
+    width: int = 32,
 ) -> Path:
     """Write a random LLaVA folder by transformers' own classes into `path`."""
     config = LlavaConfig(
-        vision_config=tiny_vision_config(),
-        text_config=tiny_text_config(language, tie),
+        vision_config=tiny_vision_config(tower),
+        text_config=tiny_text_config(language, tie, width),
         image_token_index=SPECIAL_TOKENS.index("<image>"),
         image_seq_length=NUM_VISUAL_TOKENS,
         vision_feature_layer=layer,
@@ -198,11 +239,11 @@ def tiny_llava_folder(
     model.save_pretrained(path)
     tokenizer = byte_tokenizer(template)
     LlavaProcessor(
-        image_processor=image_processor(),
+        image_processor=image_processor(tower),
         tokenizer=tokenizer,
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy=strategy,
-        num_additional_image_tokens=1,
+        num_additional_image_tokens=int(tower != "siglip"),
         chat_template=tokenizer.chat_template,
     ).save_pretrained(path)
     return Path(path)

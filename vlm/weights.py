@@ -5,7 +5,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,16 +33,7 @@ def shard_paths(folder: Path) -> list[Path]:
         CheckpointError: there are none (pickled weights are refused), or a shard is missing.
     """
     if (folder / INDEX).is_file():
-        try:
-            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{folder / INDEX}: not a shard index ({error})") from error
-        for name in names:
-            if Path(name).name != name or not name.endswith(".safetensors"):
-                raise CheckpointError(f"{folder / INDEX}: {name!r} is no safetensors file here")
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder}: shard {name} is missing; download it again")
-        return [folder / name for name in names]
+        return indexed_shards(folder, INDEX, ".safetensors")
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
@@ -52,6 +43,24 @@ def shard_paths(folder: Path) -> list[Path]:
             "with transformers' save_pretrained, which writes safetensors"
         )
     raise CheckpointError(f"{folder}: no {SINGLE}; is the download complete?")
+
+
+def indexed_shards(folder: Path, index: str, suffix: str) -> list[Path]:
+    """The files that an index names, all of which end in `suffix` and lie beside it.
+
+    Raises:
+        CheckpointError: the index cannot be read, or a file is missing or of another kind.
+    """
+    try:
+        names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{folder / index}: not a shard index ({error})") from error
+    for name in names:
+        if Path(name).name != name or not name.endswith(suffix):
+            raise CheckpointError(f"{folder / index}: {name!r} is no {suffix[1:]} file here")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: shard {name} is missing; download it again")
+    return [folder / name for name in names]
 
 
 def read_tensors(path: Path, keep_mapped: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
@@ -154,26 +163,49 @@ def read_model(
     Raises:
         CheckpointError: see `fill`; or tied weights that differ on disk.
     """
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for path in shard_paths(folder):
+            yield from read_tensors(path, keep_mapped=filled is None)
+
+    fill_model(model, tensors(), folder, filled)
+
+
+def fill_model(
+    model: "VisionLanguageModel",
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    where: Path,
+    filled: Callable[[str], None] | None = None,
+) -> None:
+    """Fill `model` with tensors by any of the names that `WeightNames` reads; see `read_model`.
+
+    Raises:
+        CheckpointError: see `fill`; or tied weights that differ; `where` opens the message.
+    """
     names = WeightNames(model)
     target: dict[str, torch.Tensor] = model.state_dict()
     target.update(model.named_parameters(remove_duplicate=False))
     tied = target[names.head] is target[names.embeddings]
     pair: dict[str, torch.Tensor] = {}
 
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for path in shard_paths(folder):
-            for raw_name, tensor in read_tensors(path, keep_mapped=filled is None):
-                name = names.in_model(raw_name)
-                if name is None or is_folded(name, tensor, model.config):
-                    continue
-                if tied and name in (names.head, names.embeddings):
-                    pair[name] = tensor
-                yield name, tensor
+    def renamed() -> Iterator[tuple[str, torch.Tensor]]:
+        for raw_name, tensor in tensors:
+            name = names.in_model(raw_name)
+            if name is None or is_folded(name, tensor, model.config):
+                continue
+            if tied and name in (names.head, names.embeddings):
+                pair[name] = tensor
+            yield name, tensor
 
-    fill(target, tensors(), folder, frozenset((names.head,)) if tied else frozenset(), filled)
+    def done(name: str) -> None:
+        del target[name]  # or the replaced parameter would live to the end
+        if filled is not None:
+            filled(name)
+
+    fill(target, renamed(), where, frozenset((names.head,)) if tied else frozenset(), done)
     if len(pair) == 2 and not torch.equal(pair[names.head], pair[names.embeddings]):
         raise CheckpointError(
-            f"{folder}: config.json ties {names.head} to {names.embeddings} but their values "
+            f"{where}: config.json ties {names.head} to {names.embeddings} but their values "
             "differ; set tie_word_embeddings to false in config.json and its text_config"
         )
 

@@ -84,6 +84,14 @@ CASES = [
     ("qwen2", {"tie": True, "template": testing.CHATML}),
     ("llama", {"strategy": "full", "layer": -1}),
     ("llama", {"layer": [-3, -2], "template": testing.ROLE_TOKENS}),
+    ("qwen2", {"tower": "siglip", "strategy": "full", "layer": -1}),
+    ("qwen2", {"tower": "siglip", "strategy": "default"}),
+    ("qwen2", {"tower": "siglip", "strategy": "full", "layer": [0, -2], "tie": True}),
+    ("llama", {"tower": "dinov2"}),
+    ("mistral", {}),
+    ("qwen3", {"tie": True}),
+    ("phi3", {"tower": "siglip", "strategy": "full"}),
+    ("gpt_neox", {}),
 ]
 
 
@@ -111,6 +119,20 @@ def test_our_folder_in_their_hands(
     vision = testing.tiny_vision_folder(tmp_path / "v")
     text = testing.tiny_language_folder(tmp_path / "l", language, tie=tie)
     model, processor = compose(vision, text, projector=projector)
+    save_checkpoint(model, processor, tmp_path / "out")
+    assert_same(tmp_path / "out", model, processor)
+
+
+@pytest.mark.parametrize("tower", ["siglip", "dinov2"])
+@pytest.mark.parametrize("language", ["qwen2", "phi3", "qwen3", "gpt_neox"])
+@pytest.mark.parametrize("template", [None, testing.LLAMA2])
+def test_composed_families_in_their_hands(
+    tmp_path: Path, tower: testing.Tower, language: testing.Language, template: str | None
+) -> None:
+    vision = testing.tiny_vision_folder(tmp_path / "v", tower=tower)
+    text = testing.tiny_language_folder(tmp_path / "l", language, template=template)
+    model, processor = compose(vision, text)
+    assert processor.num_visual_tokens == 4
     save_checkpoint(model, processor, tmp_path / "out")
     assert_same(tmp_path / "out", model, processor)
 
