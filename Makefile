@@ -44,4 +44,4 @@ evaluate: install
 	$(BIN)/vlm eval runs/evaluate --blind
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

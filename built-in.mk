@@ -1,5 +1,5 @@
 # The built-in model from an empty folder: which step needs which. Every step leaves a
-# manifest.json or records.jsonl behind, written last; what stands is not made again, and a
+# vlm.json or a records.jsonl behind, written last; what stands is not made again, and a
 # step that was cut short goes on from its checkpoint.
 #
 #   make built-in        (from the repository's root)
@@ -9,7 +9,7 @@ RUN := runs/builtin
 DATA := $(RUN)/data
 MODEL := vlm/builtin/model
 SHIPPED := config.json generation_config.json model.safetensors tokenizer.json \
-  tokenizer_config.json processor_config.json chat_template.jinja
+  tokenizer_config.json processor_config.json chat_template.jinja vlm.json
 
 scenes = $(VLM) data build scenes --out $(@D)
 held_out = $(VLM) data build scenes --out $(@D)-held-out --split test
@@ -19,28 +19,28 @@ train = $(VLM) train builtin-$(notdir $(@D))
 .DELETE_ON_ERROR:
 
 # The two halves need nothing of each other: `make -j2 parts` with one thread for each.
-parts: $(RUN)/tower/manifest.json $(RUN)/reading/manifest.json
-joined: $(RUN)/instruct/manifest.json
+parts: $(RUN)/tower/vlm.json $(RUN)/reading/vlm.json
+joined: $(RUN)/instruct/vlm.json
 
 ship: joined
 	mkdir -p $(MODEL)
 	cd $(RUN)/instruct && cp $(SHIPPED) $(abspath $(MODEL))
 
-$(RUN)/close-ups/manifest.json: $(DATA)/close-ups/records.jsonl
+$(RUN)/close-ups/vlm.json: $(DATA)/close-ups/records.jsonl
 	$(train)
-$(RUN)/tower/manifest.json: $(RUN)/close-ups/manifest.json $(DATA)/phrases/records.jsonl
+$(RUN)/tower/vlm.json: $(RUN)/close-ups/vlm.json $(DATA)/phrases/records.jsonl
 	$(train)
-$(RUN)/lookup/manifest.json: $(DATA)/pairs/records.jsonl $(DATA)/language-sample/records.jsonl
+$(RUN)/lookup/vlm.json: $(DATA)/pairs/records.jsonl $(DATA)/language-sample/records.jsonl
 	$(train)
-$(RUN)/language/manifest.json: $(RUN)/lookup/manifest.json $(DATA)/language/records.jsonl
+$(RUN)/language/vlm.json: $(RUN)/lookup/vlm.json $(DATA)/language/records.jsonl
 	$(train)
-$(RUN)/reading/manifest.json: $(RUN)/language/manifest.json $(DATA)/reading/records.jsonl
+$(RUN)/reading/vlm.json: $(RUN)/language/vlm.json $(DATA)/reading/records.jsonl
 	$(train)
-$(RUN)/align/manifest.json: $(RUN)/tower/manifest.json $(RUN)/reading/manifest.json \
+$(RUN)/align/vlm.json: $(RUN)/tower/vlm.json $(RUN)/reading/vlm.json \
   $(DATA)/align/records.jsonl
 	$(train)
 # Two processes of one thread each train a third faster here than one of two threads.
-$(RUN)/instruct/manifest.json: $(RUN)/align/manifest.json $(DATA)/instruct/records.jsonl
+$(RUN)/instruct/vlm.json: $(RUN)/align/vlm.json $(DATA)/instruct/records.jsonl
 	OMP_NUM_THREADS=1 .venv/bin/torchrun --nproc-per-node 2 --no-python $(train)
 
 $(DATA)/close-ups/records.jsonl:

@@ -38,6 +38,9 @@ Model = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")]
+Quantize = Annotated[
+    Literal["4bit", "8bit"] | None, typer.Option(help="Of the language model's linear layers.")
+]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
@@ -55,10 +58,12 @@ def main() -> None:
         skip_final_gc()
 
 
-def _open(model: str | None, device: str, dtype: str) -> "Assistant":
+def _open(
+    model: str | None, device: str, dtype: str, quantize: Literal["4bit", "8bit"] | None = None
+) -> "Assistant":
     from vlm.assistant import load
 
-    return load(model, device=device, dtype=dtype)
+    return load(model, device=device, dtype=dtype, quantize=quantize)
 
 
 def _print_version(wanted: bool) -> None:
@@ -85,6 +90,7 @@ def ask(
     temperature: Temperature = 0.0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Answer one question about one picture."""
     from vlm.images import load_image
@@ -92,7 +98,7 @@ def ask(
 
     load_image(image)  # a wrong path is told now, and not after seconds of loading a model
     parse_messages([user(question, image)])
-    assistant = _open(model, device, dtype)
+    assistant = _open(model, device, dtype, quantize)
     from serve.terminal import printable
 
     for piece in assistant.stream(
@@ -114,6 +120,7 @@ def caption(
     retry_errors: Annotated[bool, typer.Option(help="Try files again that failed before.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Caption pictures into a JSONL file, one line each; bad files are listed at the end.
 
@@ -122,7 +129,7 @@ def caption(
     from serve.caption_files import caption_files, find_files
 
     files = find_files(paths)
-    assistant = _open(model, device, dtype)
+    assistant = _open(model, device, dtype, quantize)
     some = caption_files(
         assistant, files, out, batch_size=batch_size, prompt=prompt, retry_errors=retry_errors
     )
@@ -137,6 +144,7 @@ def chat(
     temperature: Temperature = 0.0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Chat in the terminal."""
     from serve.session import Sampling
@@ -145,7 +153,7 @@ def chat(
 
     if image is not None:
         load_image(image)
-    assistant = _open(model, device, dtype)
+    assistant = _open(model, device, dtype, quantize)
     print(f"{assistant.name}: {assistant.about}")
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
     TerminalChat(assistant, sampling, [image] if image is not None else []).run()
@@ -158,9 +166,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Chat in the browser."""
-    assistant = _open(model, device, dtype)
+    assistant = _open(model, device, dtype, quantize)
     from serve.app import launch
 
     launch(assistant, host, port)
@@ -179,6 +188,7 @@ def evaluate(
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Measure answers against a data set; --shuffled and --blind show what guessing gets."""
     from vlm.evaluation import evaluate as measure
@@ -190,7 +200,7 @@ def evaluate(
         raise ConfigError(f"--json {json_file}: there is no such folder; make it first")
     records = list(read_records(data / "records.jsonl" if data.is_dir() else data))
     report = measure(
-        _open(model, device, dtype),
+        _open(model, device, dtype, quantize),
         records,
         shuffle_pictures=shuffled,
         blind=blind,

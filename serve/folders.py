@@ -1,5 +1,6 @@
-"""The `vlm` commands about model folders: compose, inspect, merge."""
+"""The `vlm` commands about model folders: compose, import, inspect, merge, push."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,8 +22,9 @@ Dtype = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the `vlm` command."""
-    for command in (compose, inspect, merge):
+    for command in (compose, inspect, merge, push):
         app.command()(command)
+    app.command("import")(import_)
 
 
 def compose(
@@ -88,6 +90,7 @@ def inspect(
         print_facts(found.facts)
         print_example(found.example)
         print_readers(found)
+        print_training(found.training)
     for problem in found.problems:
         print("problem:", " ".join(problem.split()))
     raise typer.Exit(1 if found.problems else 0)
@@ -109,6 +112,36 @@ def merge(
     model, processor = load_checkpoint(adapter, dtype=_dtype(dtype))
     save_checkpoint(model, processor, out)
     print(out)
+
+
+def import_(
+    old: Annotated[str, typer.Argument(help="Of the original LLaVA repository: folder or hub id.")],
+    out: Out,
+    vision: Annotated[
+        str | None, typer.Option(help="Its tower, where the one that it names is not to be had.")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Its base model, for a projector or an adapter alone.")
+    ] = None,
+) -> None:
+    """Convert a checkpoint of the original LLaVA repository into a standard folder."""
+    check_new(out)
+    from vlm.original import import_original
+
+    for fact in import_original(old, out, vision=vision, language=language):
+        print(fact)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="A model or adapter folder.")],
+    repo: Annotated[str, typer.Argument(help="On the hub: org/name.")],
+    private: Annotated[bool, typer.Option(help="If the repository is new.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch; made if absent.")] = None,
+) -> None:
+    """Upload a model folder to the Hugging Face hub; log in first with `hf auth login`."""
+    from vlm.publish import push as upload
+
+    print(upload(folder, repo, private=private, revision=revision))
 
 
 def check_new(out: Path) -> None:
@@ -170,6 +203,17 @@ def print_readers(found: "Inspection") -> None:
         ("vLLM, by its source", found.vllm),
     ):
         print(f"{reader}: {'; '.join(reasons) or 'opens it as it is'}")
+
+
+def print_training(runs: "Sequence[Mapping[str, Any]]") -> None:
+    """The runs that made the model, one to a line."""
+    for run in runs:
+        told = [
+            f"{run[key]} {unit}"
+            for key, unit in (("steps", "steps"), ("seconds", "s"))
+            if key in run
+        ]
+        print(f"made by: {run.get('stage', 'a run')}", *told, sep=", ")
 
 
 def _dtype(name: str) -> Any:

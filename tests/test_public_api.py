@@ -22,6 +22,7 @@ NAMES = [
     "Message",
     "MessageError",
     "MissingExtraError",
+    "QueueFullError",
     "Record",
     "RecordError",
     "VlmError",

@@ -21,7 +21,10 @@ from train.dataset import RecordDataset
 from train.tokenizer import texts_of, train_tokenizer
 from vlm import lora as adapters
 from vlm.checkpoint import compose, load_checkpoint, save_checkpoint
+from vlm.history import History, Run, read_history
+from vlm.hub import resolve
 from vlm.language import load_tokenizer
+from vlm.manifest import describe, weight_files, write_manifest
 
 _TOKENIZER_RECORDS = 5000
 
@@ -33,16 +36,18 @@ class Job:
     Attributes:
         model: what is trained, and frozen, in training mode.
         collate: records to a batch of keyword arguments for the model.
-        write: writes the finished model into a folder.
+        write: writes the finished model and the record of its run into a folder, the
+            record last.
     """
 
     model: nn.Module
     collate: Callable[..., dict[str, Any]]
-    write: Callable[[Path], None]
+    write: Callable[[Path, Run], None]
 
 
 def contrastive_job(config: RunConfig, data: RecordDataset) -> Job:
     """A vision tower, new or from a folder, beside a small text tower."""
+    before: History = ()
     if config.model.vision is None:
         size = config.model.new_vision
         assert size is not None
@@ -50,16 +55,18 @@ def contrastive_job(config: RunConfig, data: RecordDataset) -> Job:
         model = DualEncoder(new_vision_tower(size), len(tokenizer))
     else:
         folder = Path(config.model.vision)
+        before = read_history(folder)
         tokenizer = load_tokenizer(folder)
         model = DualEncoder.from_folder(folder, len(tokenizer))
     side = model.vision_tower.config.image_size
     square = {"height": side, "width": side}
     preprocessing = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)
 
-    def write(folder: Path) -> None:
+    def write(folder: Path, run: Run) -> None:
         model.save(folder)
         preprocessing.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        write_manifest(folder, describe(weight_files(folder), before, run))
 
     return Job(model, PairCollator(tokenizer, preprocessing, side), write)
 
@@ -68,18 +75,21 @@ def language_job(config: RunConfig, data: RecordDataset) -> Job:
     """A decoder, new or from a folder, on texts alone."""
     model: Any
     tokenizer: PreTrainedTokenizerBase
+    before: History = ()
     if config.model.language is None:
         size = config.model.new_language
         assert size is not None
         tokenizer = train_tokenizer(texts_of(data, _TOKENIZER_RECORDS), size.vocab_size)
         model = LlamaForCausalLM(_llama(size, tokenizer))
     else:
+        before = read_history(Path(config.model.language))
         tokenizer = load_tokenizer(Path(config.model.language))
         model = AutoModelForCausalLM.from_pretrained(config.model.language)
 
-    def write(folder: Path) -> None:
+    def write(folder: Path, run: Run) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        write_manifest(folder, describe(weight_files(folder), before, run))
 
     return Job(model, TextCollator(tokenizer, model.config.max_position_embeddings), write)
 
@@ -87,15 +97,18 @@ def language_job(config: RunConfig, data: RecordDataset) -> Job:
 def align_job(config: RunConfig, data: RecordDataset) -> Job:
     """Tower and decoder joined by a new projector."""
     assert config.model.vision is not None and config.model.language is not None
+    vision, language = resolve(config.model.vision), resolve(config.model.language)
     model, processor = compose(
-        config.model.vision,
-        config.model.language,
+        vision,
+        language,
         projector=config.model.projector,
         vision_feature_layer=config.model.vision_feature_layer,
     )
-    return Job(
-        model, DialogueCollator(processor), lambda folder: save_checkpoint(model, processor, folder)
-    )
+
+    def write(folder: Path, run: Run) -> None:
+        save_checkpoint(model, processor, folder, run)
+
+    return Job(model, DialogueCollator(processor), write)
 
 
 def instruct_job(config: RunConfig, data: RecordDataset) -> Job:
@@ -103,11 +116,11 @@ def instruct_job(config: RunConfig, data: RecordDataset) -> Job:
     assert config.model.start is not None
     model, processor = load_checkpoint(config.model.start)
 
-    def write(folder: Path) -> None:
+    def write(folder: Path, run: Run) -> None:
         if config.lora is not None:
-            adapters.save_adapter(model, folder / "adapter")
+            adapters.save_adapter(model, folder / "adapter", run)
             adapters.merge(model)
-        save_checkpoint(model, processor, folder)
+        save_checkpoint(model, processor, folder, run)
 
     return Job(model, DialogueCollator(processor), write)
 

@@ -1,23 +1,62 @@
 """What remains of a run besides the model: its curve, its numbers, how it was made."""
 
 import json
-import platform
+import math
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "pillow")
+from train.config import RunConfig
+from train.dataset import RecordDataset
+from train.stages import PartReport
+from vlm.history import Run, read_history, stamp
 
 
-def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """``manifest.json``: versions, data, stage table, steps and time of the run."""
-    manifest = {
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
-        **facts,
+def run_record(
+    config: RunConfig,
+    data: RecordDataset,
+    report: Sequence[PartReport],
+    history: Sequence[Mapping[str, Any]],
+    *,
+    steps: int,
+    num_processes: int,
+    seconds: float,
+) -> Run:
+    """The run's entry in the record of its model; see `vlm.history`."""
+    losses = {"training": _last(history, "loss"), "held_out": _last(history, "eval_loss")}
+    return {
+        "stage": config.stage,
+        "config": _values(config),
+        "data": {"files": config.data, "records": len(data), "sha256": data.fingerprint()},
+        "parts": [vars(line) for line in report],
+        "steps": steps,
+        "num_processes": num_processes,
+        "seconds": round(seconds, 1),
+        "losses": losses,
+        **stamp(),
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def is_result(folder: Path, config: RunConfig) -> bool:
+    """Whether the newest run in the folder's record is this one.
+
+    Raises:
+        CheckpointError: the folder's vlm.json is malformed.
+    """
+    last = next(reversed(read_history(folder)), {})
+    told = last.get("stage"), last.get("config"), last.get("data", {}).get("files")
+    return told == (config.stage, _values(config), config.data)
+
+
+def _values(config: RunConfig) -> dict[str, Any]:
+    """The recipe's values that have no place of their own in the record."""
+    return config.model_dump(mode="json", exclude={"stage", "data"})
+
+
+def _last(history: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """The last finite value; JSON has no NaN."""
+    values = [float(row[key]) for row in history if key in row]
+    return next((value for value in reversed(values) if math.isfinite(value)), None)
 
 
 def write_curves(folder: Path, stage: str, history: Sequence[Mapping[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from transformers import set_seed
 from train.config import RunConfig, list_recipes, load_config, save_config
 from train.dataset import RecordDataset
 from train.jobs import JOBS
-from train.report import write_curves, write_manifest
+from train.report import is_result, run_record, write_curves
 from train.stages import STAGES, apply_stage, stage_table
 from train.trainer import CHECKPOINTS, StageTrainer, last_checkpoint
 from vlm.errors import ConfigError
@@ -69,32 +69,35 @@ def run(recipe: str, overrides: list[str] | None = None) -> Path:
         )
 
     if trainer.is_world_process_zero():
-        job.write(output)
         write_curves(output, config.stage, trainer.state.log_history)
-        write_manifest(
-            output,
-            {
-                "stage": config.stage,
-                "seconds": round(time.monotonic() - started, 1),
-                "steps": trainer.state.global_step,
-                "data": {"files": config.data, "records": len(data), "sha256": data.fingerprint()},
-                "parts": [vars(line) for line in report],
-            },
+        record = run_record(
+            config,
+            data,
+            report,
+            trainer.state.log_history,
+            steps=trainer.state.global_step,
+            num_processes=trainer.args.world_size,
+            seconds=time.monotonic() - started,
         )
+        job.write(output, record)
         shutil.rmtree(output / CHECKPOINTS)
     trainer.accelerator.wait_for_everyone()
     return output
 
 
 def _is_finished(config: RunConfig, output: Path) -> bool:
-    """Whether the folder holds this run's result; the manifest is written last.
+    """Whether the folder holds this run's result; its record is written last.
 
     A folder where an earlier run failed before its first checkpoint is free.
     """
-    written, finished = output / "run.yaml", (output / "manifest.json").is_file()
-    if not written.is_file() or not (finished or last_checkpoint(output / CHECKPOINTS)):
+    written = output / "run.yaml"
+    if not written.is_file():
         return False
-    if load_config(str(written)) != config:
+    theirs = load_config(str(written))
+    finished = is_result(output, theirs)
+    if not (finished or last_checkpoint(output / CHECKPOINTS)):
+        return False
+    if theirs != config:
         raise ConfigError(
             f"{output} belongs to another run (see {written}); choose another output=DIR "
             "or remove that folder"

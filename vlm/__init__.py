@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ImageError,
         MessageError,
         MissingExtraError,
+        QueueFullError,
         RecordError,
         VlmError,
     )
@@ -43,6 +44,7 @@ __all__ = [
     "Message",
     "MessageError",
     "MissingExtraError",
+    "QueueFullError",
     "Record",
     "RecordError",
     "VlmError",

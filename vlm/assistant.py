@@ -8,16 +8,18 @@ Importing this module imports no torch; `load` does, after it has found the fold
 
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from vlm import hub
-from vlm.about import About, read_about
+from vlm.about import CAPTION_PROMPT, About, read_about
+from vlm.answers import Answer, to_answer
 from vlm.captioning import CaptionResult, caption_many, check_batch_size
-from vlm.errors import MessageError
+from vlm.errors import ConfigError, MessageError
 from vlm.fingerprint import fingerprint
 from vlm.images import ImageSource
 from vlm.messages import Message, parse_messages, user
@@ -25,10 +27,13 @@ from vlm.startup import paused_gc
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
-    from vlm.engine.request import Completion, FinishReason, Request, Row
-    from vlm.model import VisionLanguageModel
+    from vlm.chat import Chat
+    from vlm.engine.request import Request
     from vlm.processor import Processor
+    from vlm.quantize import Bits
+    from vlm.relative_processor import RelativeProcessor
 
 Images = ImageSource | Sequence[ImageSource] | None
 
@@ -40,23 +45,12 @@ class SamplingOptions(TypedDict, total=False):
     temperature: float
     top_p: float
     seed: int | None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One finished answer.
-
-    Attributes:
-        text: without special tokens.
-        finish_reason: ``"stop"``, ``"length"`` or ``"cancelled"``.
-        num_prompt_tokens: positions of the prompt, visual tokens included.
-        num_new_tokens: generated tokens, the ending one left out.
-    """
-
-    text: str
-    finish_reason: "FinishReason"
-    num_prompt_tokens: int
-    num_new_tokens: int
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    stop_strings: str | Sequence[str]
+    logprobs: int | None
+    stop_loops: bool
 
 
 def load(
@@ -64,17 +58,21 @@ def load(
     *,
     device: "str | torch.device" = "auto",
     dtype: "str | torch.dtype" = "auto",
+    quantize: "Bits | None" = None,
 ) -> "Assistant":
     """Open a model.
 
     Args:
-        model: None for the built-in one, a LLaVA folder, or a hub id (downloaded once).
+        model: None for the built-in one, a LLaVA folder, or a hub id (downloaded once);
+            or the same of any other image-text-to-text model, see `vlm.relatives`.
         device: ``"auto"`` takes CUDA, else MPS, else the CPU.
         dtype: ``"auto"`` is float32 on the CPU and the checkpoint's own type elsewhere.
+        quantize: ``"4bit"`` or ``"8bit"`` for the language model's linear layers.
 
     Raises:
         CheckpointError: no such model, or its folder cannot be used.
         ConfigError: an unknown device or dtype.
+        MissingExtraError: the model's family needs a package that is not installed.
     """
     folder = hub.resolve(model)
     is_hub_id = isinstance(model, str) and not os.path.isdir(model)
@@ -84,9 +82,20 @@ def load(
 
         place = resolve_device(device)
         precision = resolve_dtype(dtype, place)
-        from vlm.checkpoint import load_checkpoint
+        from vlm.checkpoint import is_adapter, load_checkpoint
+        from vlm.folder import read_json
 
-        parts = load_checkpoint(folder, place, precision)
+        parts: tuple[PreTrainedModel, Processor | RelativeProcessor]
+        if is_adapter(folder) or read_json(folder, "config.json").get("model_type") == "llava":
+            parts = load_checkpoint(folder, place, precision, quantize)
+        else:
+            if quantize is not None:
+                raise ConfigError(f"quantize={quantize!r} is for LLaVA folders; load it without")
+            from vlm.relatives import load_relative
+
+            parts = load_relative(folder, place, precision)
+            if about.caption_prompt == CAPTION_PROMPT:
+                about = replace(about, caption_prompt=parts[1].caption_prompt)
         return Assistant(*parts, about=about, identity=fingerprint(folder), built_in=model is None)
 
 
@@ -94,7 +103,7 @@ class Assistant:
     """A model that answers questions about pictures. Safe to share between threads.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; a LLaVA of `vlm.checkpoint` or one of `vlm.relatives`.
         processor: of the same folder.
         about: what to show of it.
         identity: changes when the model changes; by default unique to this object.
@@ -103,18 +112,18 @@ class Assistant:
 
     def __init__(
         self,
-        model: "VisionLanguageModel",
-        processor: "Processor",
+        model: "PreTrainedModel",
+        processor: "Processor | RelativeProcessor",
         *,
         about: About | None = None,
         identity: str | None = None,
         built_in: bool = False,
     ) -> None:
-        from vlm.engine.runner import Engine
+        from vlm.engine import start
 
         self._about = about or About("model in memory")
         self.processor = processor
-        self.engine = Engine(model, processor, identity)
+        self.engine = start(model, processor, identity)
         self.built_in = built_in
 
     @property
@@ -158,7 +167,8 @@ class Assistant:
         Args:
             image: a picture, several, or None for a question without one.
             question: plain text; ``<image>`` or role markers in it mean nothing.
-            sampling: max_new_tokens, temperature (0 is greedy), top_p, seed.
+            sampling: max_new_tokens, temperature (0 is greedy) and more, see
+                `vlm.engine.sampling.Sampling`.
 
         Raises:
             ImageError: the picture cannot be used.
@@ -183,15 +193,19 @@ class Assistant:
         messages: Sequence[Message | Mapping[str, Any]],
         *,
         stop: threading.Event | None = None,
+        keep: bool = False,
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[str]:
         """Answer the last message of a conversation, piece by piece.
 
         The pieces joined are what `generate` returns. Wrong arguments raise here,
-        before the first piece; `stop` ends the answer before the next token.
+        before the first piece; `stop` ends the answer before the next token; `keep` lets
+        the next turn of the conversation start from what this one computed.
         """
-        request = self.prepare(messages, stop=stop, **sampling)
-        return self._pieces(self.engine.stream(request))
+        from vlm.engine.stream import pieces
+
+        request = self.prepare(messages, stop=stop, keep=keep, **sampling)
+        return pieces(self.engine.stream(request), self.processor.decode)
 
     def generate(
         self,
@@ -232,43 +246,44 @@ class Assistant:
             self, paths, batch_size=batch_size, prompt=prompt, max_new_tokens=max_new_tokens
         )
 
+    def chat(self, system: str | None = None, *, trim: bool = False) -> "Chat":
+        """A conversation that computes only what is new in each turn; see `vlm.chat.Chat`."""
+        from vlm.chat import Chat
+
+        return Chat(self, system, trim=trim)
+
     def prepare(
         self,
         messages: Sequence[Message | Mapping[str, Any]],
         *,
         stop: threading.Event | None = None,
+        keep: bool = False,
+        timeout: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> "Request":
         """Check and encode one conversation; needs no turn at the model."""
         from vlm.engine.request import Request
         from vlm.engine.sampling import Sampling
 
+        if stop is not None and not hasattr(stop, "is_set"):
+            raise ConfigError(f"stop is {stop!r}, which is no event; use stop_strings for strings")
         settings = Sampling(**sampling)
         chat = parse_messages(messages)
         if chat[-1].role != "user":
             raise MessageError("the last message is an answer; end with the user's question")
         prompt = self.processor.encode(chat, add_generation_prompt=True)
-        return Request(prompt, settings, stop)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return Request(prompt, settings, stop, keep=keep, deadline=deadline)
+
+    def prepare_ahead(
+        self, image: ImageSource, question: str, **sampling: Unpack[SamplingOptions]
+    ) -> "Request":
+        """One picture and a question with all done that needs no turn at the model, pixels too."""
+        return self.engine.ahead(self.prepare([question_about(image, question)], **sampling))
 
     def run(self, requests: "Sequence[Request]") -> list[Answer]:
         """Answer prepared requests as one batch, in their order."""
-        return [self._answer(completion) for completion in self.engine.generate(requests)]
-
-    def _answer(self, completion: "Completion") -> Answer:
-        text = self.processor.decode(completion.ids)
-        reason = completion.finish_reason
-        return Answer(text, reason, completion.num_prompt_tokens, len(completion.ids))
-
-    def _pieces(self, steps: "Iterator[Row]") -> Iterator[str]:
-        from vlm.engine.stream import Detokenizer
-
-        text = Detokenizer(self.processor.decode)
-        for row in steps:
-            for token in row.ids[len(text.ids) :]:
-                if piece := text.add(token):
-                    yield piece
-        if rest := text.finish():
-            yield rest
+        return [to_answer(each, self.processor) for each in self.engine.generate(requests)]
 
 
 def question_about(image: Images, question: str) -> Message:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from vlm.errors import ConfigError, ImageError
 from vlm.image_bytes import shorten
-from vlm.images import DEFAULT_LIMITS, load_image
+from vlm.images import DEFAULT_LIMITS
 from vlm.messages import parse_messages, user
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ class CaptionResult:
         path: absolute path.
         caption: the text; None after an error.
         error: why there is no caption, on one line.
-        code: the same in one stable word: those of `vlm.images.load_image`, or
-            ``"changed"`` for a file that was written to while it was read.
+        code: the same in one stable word: those of `vlm.images.load_image`,
+            ``"changed"`` for a file that was written to while it was read, or ``"unfit"``
+            for a picture that this model cannot take.
         finish_reason: ``"stop"``, or ``"length"`` for a caption that was cut.
         sha256: of the file's bytes; None where it could not be read or is too large.
         size: of the file in bytes.
@@ -142,7 +143,9 @@ class _Reader:
         before = file_facts(path)
         request, refusal = None, None
         try:
-            request = self._prepare(path)
+            request = self.assistant.prepare_ahead(
+                path, self.question, max_new_tokens=self.max_new_tokens
+            )
         except ImageError as error:
             refusal = error
         size, _ = before
@@ -154,15 +157,6 @@ class _Reader:
         if refusal is not None:
             return _Read(dataclasses.replace(result, error=str(refusal), code=refusal.code))
         return _Read(result, request)
-
-    def _prepare(self, path: str) -> "Request":
-        processor = self.assistant.processor
-        image = load_image(path, draft_to=processor.draft_to)
-        request = self.assistant.prepare(
-            [user(self.question, image)], max_new_tokens=self.max_new_tokens
-        )
-        _ = image.sha256  # computed here, in this thread, for the engine's cache
-        return dataclasses.replace(request, pixel_values=processor.pixel_values([image]))
 
 
 def file_facts(path: str) -> tuple[int | None, int | None]:

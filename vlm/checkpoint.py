@@ -15,9 +15,11 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
+from vlm.card import document
 from vlm.errors import CheckpointError
 from vlm.folder import Folder, check_config, is_adapter, is_llava, read_config
 from vlm.folder import read_json as _read_json  # noqa: F401
+from vlm.history import Run, composed
 from vlm.hub import resolve
 from vlm.language import check_decoder, load_tokenizer
 from vlm.model import VisionLanguageModel
@@ -106,15 +108,31 @@ def _load_adapted(
     return model.eval().requires_grad_(False), processor
 
 
-def save_checkpoint(model: VisionLanguageModel, processor: Processor, folder: Folder) -> None:
+def save_checkpoint(
+    model: VisionLanguageModel,
+    processor: Processor,
+    folder: Folder,
+    training: Run | None = None,
+) -> None:
     """Write one standard folder that transformers, and `load_checkpoint`, open as it is.
+
+    Its vlm.json tells what is in it, and its README.md, unless somebody wrote one, tells people.
+
+    Args:
+        model: of our own, without an adapter.
+        processor: that fits it.
+        folder: to write.
+        training: facts of the run that just made the weights; the runs before it are known
+            from where the model was opened. See `vlm.history`.
 
     Raises:
         CheckpointError: an adapter is still attached, the weights are quantised, or the
             folder cannot be written.
     """
-    write_model(model, Path(folder))
+    folder = Path(folder)
+    write_model(model, folder)
     processor.save(folder)
+    document(folder, model, processor, training)
 
 
 def compose(
@@ -158,6 +176,7 @@ def compose(
         vision_feature_select_strategy,
     )
     model = VisionLanguageModel(config, tower, decoder)
+    model.history = composed(vision, language, projector)
     model.multi_modal_projector.to(decoder.dtype)
     return model.eval(), new_processor(model, tokenizer, image_processor)
 

@@ -8,6 +8,7 @@
     ├── ConfigError           (ValueError)   a recipe or an option is wrong
     ├── ContextLengthError    (ValueError)   prompt and pictures do not fit the context
     ├── GenerationError       (RuntimeError) the model computed something that is no answer
+    ├── QueueFullError        (RuntimeError) too many requests wait already; try again later
     └── MissingExtraError     (ImportError)  an optional dependency or system package is absent
 
 Each message names the value, the reason and the way out. The command line prints
@@ -54,6 +55,10 @@ class ContextLengthError(VlmError, ValueError):
 
 class GenerationError(VlmError, RuntimeError):
     """The model's numbers are no answer, for example NaN logits."""
+
+
+class QueueFullError(VlmError, RuntimeError):
+    """Too many requests wait already."""
 
 
 class MissingExtraError(VlmError, ImportError):

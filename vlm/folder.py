@@ -15,6 +15,7 @@ from vlm.vision import feature_layers, num_visual_tokens
 
 Folder = str | os.PathLike[str]
 ADAPTER_CONFIG = "adapter_config.json"  # peft's name
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "projector.safetensors")  # peft's, and ours
 # Keys that would make the loader run code of the folder, or choose internals for us.
 _FORBIDDEN = ("auto_map", "_attn_implementation_internal", "trust_remote_code")
 

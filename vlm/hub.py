@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from vlm import builtin
@@ -19,12 +20,13 @@ ALLOWED_FILES = (
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve(model: str | os.PathLike[str] | None) -> Path:
+def resolve(model: str | os.PathLike[str] | None, also: Sequence[str] = ()) -> Path:
     """The folder of a model.
 
     Args:
         model: None for the built-in one; an existing folder; else a hub id such as
             ``"llava-hf/llava-1.5-7b-hf"``, which is downloaded once and then reused.
+        also: patterns of further files to download, for a caller that reads them safely.
 
     Raises:
         CheckpointError: there is no such folder, or the hub cannot give it.
@@ -36,14 +38,19 @@ def resolve(model: str | os.PathLike[str] | None) -> Path:
         return path
     if path.exists():
         raise CheckpointError(f"{path}: a model is a folder, not a file; give the folder around it")
-    if not isinstance(model, str) or not _HUB_ID.fullmatch(model):
+    if not isinstance(model, str) or not is_hub_id(model):
         raise CheckpointError(
             f"{path}: no such folder, and no hub id of the form org/name; check the path"
         )
-    return _download(model)
+    return _download(model, [*ALLOWED_FILES, *also])
 
 
-def _download(hub_id: str) -> Path:
+def is_hub_id(name: str) -> bool:
+    """Whether the name has the form org/name; a folder here may be called so too."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def _download(hub_id: str, patterns: list[str]) -> Path:
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -55,7 +62,7 @@ def _download(hub_id: str) -> Path:
     )
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(ALLOWED_FILES)))
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except GatedRepoError as error:
         raise CheckpointError(
             f"{hub_id}: its owner asks for a login; accept the terms on the hub's page, "

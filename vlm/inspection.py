@@ -1,9 +1,10 @@
 """What a model folder holds, how it would be prompted, and everything that is wrong with it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from vlm.checkpoint import empty_model, load_checkpoint
 from vlm.errors import CheckpointError
 from vlm.folder import is_adapter, read_config
+from vlm.manifest import read_manifest, verify
 from vlm.messages import Message, assistant, user
 from vlm.model import VisionLanguageModel
 from vlm.pixels import load_image_processor
@@ -63,6 +65,7 @@ class Inspection:
         example: one question and answer about a picture, as training sees it.
         transformers: why plain transformers would answer differently.
         vllm: why vLLM would not open it.
+        training: the runs that made it, as its ``vlm.json`` tells.
         problems: what keeps the folder from opening, one line each.
     """
 
@@ -73,6 +76,7 @@ class Inspection:
     example: list[Piece] = field(default_factory=list)
     transformers: list[str] = field(default_factory=list)
     vllm: list[str] = field(default_factory=list)
+    training: list[Mapping[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -89,6 +93,9 @@ def inspect_folder(folder: Path) -> Inspection:
     found.example = render_example(processor)
     found.transformers = transformers_differences(model)
     found.vllm = vllm_differences(model)
+    found.training = list(model.history)
+    if read_manifest(folder) is not None:
+        found.problems = verify(folder)
     return found
 
 

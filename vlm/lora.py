@@ -14,8 +14,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from vlm.card import document_adapter
 from vlm.errors import CheckpointError, ConfigError
 from vlm.folder import ADAPTER_CONFIG as CONFIG
+from vlm.folder import ADAPTER_WEIGHTS
+from vlm.history import Run, read_history
 from vlm.model import VisionLanguageModel
 from vlm.projector import PREFIX
 from vlm.startup import quiet_bitsandbytes
@@ -25,8 +28,7 @@ quiet_bitsandbytes()  # which peft imports
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model  # noqa: E402
 from peft.tuners.lora import LoraLayer  # noqa: E402
 
-ADAPTER = "adapter_model.safetensors"
-PROJECTOR = "projector.safetensors"
+ADAPTER, PROJECTOR = ADAPTER_WEIGHTS
 _PEFT = "base_model.model."  # peft's own prefix, so that PeftModel opens our adapters
 
 
@@ -71,8 +73,15 @@ def attach(
     return model
 
 
-def save_adapter(model: VisionLanguageModel, folder: str | os.PathLike[str]) -> None:
-    """Write the adapter as peft does, and the projector beside it.
+def save_adapter(
+    model: VisionLanguageModel, folder: str | os.PathLike[str], training: Run | None = None
+) -> None:
+    """Write the adapter as peft does, the projector beside it, a vlm.json and a model card.
+
+    Args:
+        model: with an adapter.
+        folder: to write.
+        training: facts of the run that made the adapter; see `vlm.history`.
 
     Raises:
         CheckpointError: no adapter is attached, or the folder cannot be written.
@@ -89,6 +98,7 @@ def save_adapter(model: VisionLanguageModel, folder: str | os.PathLike[str]) -> 
         config.save_pretrained(str(folder))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+    document_adapter(folder, model.history, training)
 
 
 def base_of(folder: Path) -> str:
@@ -146,6 +156,7 @@ def load_adapter(model: VisionLanguageModel, folder: str | os.PathLike[str]) -> 
     fill({_PEFT + k: v for k, v in adapter.items()}, read_tensors(folder / ADAPTER), folder)
     projector = {PREFIX + k: v for k, v in model.multi_modal_projector.state_dict().items()}
     fill(projector, read_tensors(folder / PROJECTOR), folder)
+    model.history = read_history(folder, unknown=model.history)
     return model
 
 

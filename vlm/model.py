@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import LlamaModel, LlavaConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from vlm.history import History
 from vlm.language import build_language_model, final_logits
 from vlm.projector import build_projector
 from vlm.vision import build_vision_tower, encode_pixels
@@ -81,6 +82,7 @@ class VisionLanguageModel(PreTrainedModel):
                 chosen = self.config._attn_implementation
                 usable = chosen != "sdpa" or part._supports_sdpa  # Gemma 2 caps its scores
                 part.set_attn_implementation(chosen if usable else "eager")
+        self.history: History = ()  # the runs that made the weights, as far as is known
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -207,9 +209,9 @@ class VisionLanguageModel(PreTrainedModel):
         if labels is not None:
             return VlmOutput(self._loss(hidden, labels, num_items_in_batch), None, cache)
         kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-        return VlmOutput(None, self._logits(kept), cache)
+        return VlmOutput(None, self.logits(kept), cache)
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (..., D) to logits (..., V), as the decoder's own class does it."""
         return final_logits(self.config.text_config, self.get_output_embeddings()(hidden))
 

@@ -13,7 +13,7 @@ from vlm.vision import tower_kind
 from vlm.weights import holds_nan, shard_paths
 
 # What a whole CLIP or SigLIP model has besides the tower's layers.
-_NOT_THE_TOWER = (
+NOT_THE_TOWER = (
     "text_model.",
     "text_projection.",
     "visual_projection.",
@@ -75,7 +75,7 @@ def _load(
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: {one_line(error)}") from error
-    unexpected = [k for k in info["unexpected_keys"] if not k.startswith(_NOT_THE_TOWER)]
+    unexpected = [k for k in info["unexpected_keys"] if not k.startswith(NOT_THE_TOWER)]
     for kind, names in (
         ("missing", sorted(info["missing_keys"])),
         ("unexpected", sorted(unexpected)),

@@ -102,6 +102,17 @@ def resize_output(processor: ImageProcessor, image_size: int) -> ImageProcessor:
     return type(processor)(**known)
 
 
+def pad_to_square(processor: ImageProcessor) -> LlavaImageProcessorPil:
+    """The same preprocessing of pictures that are first padded to a square, as LLaVA 1.5 does.
+
+    The margins have the mean colour, so that they are zero once normalised (`expand2square`
+    in the LLaVA repository's ``llava/mm_utils.py``).
+    """
+    known = {k: v for k, v in processor.to_dict().items() if not k.endswith("_type")}
+    known["do_center_crop"] = bool(known.get("do_center_crop"))  # left out, it would mean True
+    return LlavaImageProcessorPil(**{**known, "do_pad": True})
+
+
 def _processor_config(folder: Path) -> dict[str, Any]:
     """processor_config.json, with preprocessor_config.json for what it lacks."""
     merged: dict[str, Any] = {}

@@ -73,6 +73,7 @@ class Processor:
         self.config = config
         self.image_token_id: int = config.image_token_index
         self.image_token = _image_token(tokenizer, config)
+        self.never_text = [self.image_token_id]  # as `vlm.relative_processor` names it
         self.num_visual_tokens = num_visual_tokens(config)
         self.context_length: int = config.text_config.max_position_embeddings
         self.image_size: int = config.vision_config.image_size

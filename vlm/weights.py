@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vlm.errors import CheckpointError
+from vlm.history import read_history
 from vlm.projector import is_folded, to_disk
 from vlm.weight_names import WeightNames
 
@@ -152,7 +153,7 @@ def _some(names: list[str], limit: int = 6) -> str:
 def read_model(
     model: "VisionLanguageModel", folder: Path, filled: Callable[[str], None] | None = None
 ) -> None:
-    """Fill `model` from the folder, strictly; tied embeddings stay tied.
+    """Fill `model` from the folder, strictly; tied embeddings stay tied. Its history comes along.
 
     Args:
         model: with the structure that the folder's config describes.
@@ -161,7 +162,7 @@ def read_model(
             replaces it there gets copies, so that no file stays mapped for their sake.
 
     Raises:
-        CheckpointError: see `fill`; or tied weights that differ on disk.
+        CheckpointError: see `fill`; or tied weights that differ on disk, or a broken vlm.json.
     """
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
@@ -169,6 +170,7 @@ def read_model(
             yield from read_tensors(path, keep_mapped=filled is None)
 
     fill_model(model, tensors(), folder, filled)
+    model.history = read_history(folder)
 
 
 def fill_model(
@@ -261,7 +263,10 @@ def write_safetensors(state: Mapping[str, torch.Tensor], path: Path) -> None:
     part = path.with_name(path.name + ".part")
     plain = {name: tensor.to("cpu").contiguous() for name, tensor in state.items()}
     try:
+        part.touch()
+        mode = part.stat().st_mode  # as the user's umask has it; save_file makes it private
         save_file(plain, part, metadata={"format": "pt"})
+        part.chmod(mode)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

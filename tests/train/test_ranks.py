@@ -11,6 +11,7 @@ import torch
 
 from train.run import run
 from vlm.checkpoint import load_checkpoint
+from vlm.history import read_history
 from vlm.messages import read_records
 from vlm.testing import draw_image
 
@@ -114,6 +115,6 @@ def test_two_ranks_report_the_loss_of_one(results: tuple[Path, Path]) -> None:
 
 def test_the_folder_of_two_ranks_is_whole(results: tuple[Path, Path]) -> None:
     alone, both = ({p.name for p in folder.rglob("*")} for folder in results)
-    assert alone == both and "manifest.json" in both
-    manifest = json.loads((results[1] / "manifest.json").read_text())
-    assert (manifest["steps"], manifest["data"]["records"]) == (3, NUM_RECORDS)
+    assert alone == both and "vlm.json" in both
+    last = read_history(results[1])[-1]
+    assert (last["steps"], last["data"]["records"], last["num_processes"]) == (3, NUM_RECORDS, 2)

@@ -13,7 +13,7 @@ import pytest
 import train.run
 from train.run import Interrupted, run
 from train.trainer import StageTrainer, last_checkpoint
-from vlm.errors import RecordError
+from vlm.errors import CheckpointError, RecordError
 
 Recipe = Callable[..., str]
 Scenes = Callable[..., str]
@@ -110,7 +110,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     if step + 1 < NUM_STEPS:
         with pytest.raises(Interrupted, match=f"stopped at step {step + 1} of {NUM_STEPS}"):
             run(path)
-        assert not (tmp_path / "out" / "manifest.json").exists()
+        assert not (tmp_path / "out" / "vlm.json").exists()
         monkeypatch.undo()
     assert result(run(path)) == uninterrupted[make]
     assert signal.getsignal(number) == before
@@ -158,14 +158,14 @@ def test_a_run_that_died_while_writing_takes_no_further_step(
     values = {"stage": "instruct", "data": [scenes("instruct")], "model": {"start": llava}}
     whole = result(run(recipe(tmp_path / "whole", **values | stop_early)))
     path = recipe(tmp_path / "out", **values | stop_early)
-    blocked = tmp_path / "out" / "manifest.json"
+    blocked = tmp_path / "out" / "vlm.json"
     blocked.mkdir(parents=True)
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(CheckpointError, match="cannot be written"):
         run(path)
     blocked.rmdir()
     (tmp_path / "out" / "model.safetensors").write_bytes(b"half of it")
     assert result(run(path)) == whole
-    assert json.loads(blocked.read_text())["steps"] == 3
+    assert [each["steps"] for each in json.loads(blocked.read_text())["training"]] == [3]
 
 
 def test_a_second_signal_ends_at_once(

@@ -13,6 +13,7 @@ from train.dataset import RecordDataset
 from train.run import run
 from vlm.checkpoint import load_checkpoint
 from vlm.errors import ConfigError, RecordError
+from vlm.history import read_history
 
 Recipe = Callable[..., str]
 Scenes = Callable[..., str]
@@ -46,12 +47,13 @@ def test_a_run_learns_and_tells_how_it_went(finished: str) -> None:
     history = json.loads((output / "history.json").read_text())
     losses = [row["loss"] for row in history if "loss" in row]
     assert len(losses) == 12 and losses[-1] < losses[0] / 2
-    manifest = json.loads((output / "manifest.json").read_text())
+    (record,) = read_history(output)
     data = RecordDataset(config.data)
-    assert (manifest["stage"], manifest["steps"]) == ("instruct", 12)
+    assert (record["stage"], record["steps"]) == ("instruct", 12)
     facts = {"files": config.data, "records": len(data), "sha256": data.fingerprint()}
-    assert manifest["data"] == facts
-    assert [part["role"] for part in manifest["parts"]] == ["FROZEN", "TRAINABLE", "TRAINABLE"]
+    assert record["data"] == facts
+    assert record["losses"]["training"] == losses[-1]
+    assert [part["role"] for part in record["parts"]] == ["FROZEN", "TRAINABLE", "TRAINABLE"]
     assert load_config(str(output / "run.yaml")) == config
     assert (output / "curves.png").is_file() and not (output / "checkpoints").exists()
 

@@ -82,9 +82,10 @@ class Meddler:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def prepare(self, messages: Any, **options: Any) -> Any:
+    def prepare_ahead(self, image: Any, question: str, **options: Any) -> Any:
+        request = self._model.prepare_ahead(image, question, **options)
         self._deed(self._path)
-        return self._model.prepare(messages, **options)
+        return request
 
 
 @pytest.mark.parametrize("deed", [lambda p: p.write_bytes(p.read_bytes() + b"."), Path.unlink])

@@ -54,6 +54,11 @@ def test_a_hub_id_is_downloaded_and_nothing_that_can_run(calls: list[Any], tmp_p
         assert not any(pattern.endswith(name[1:]) for pattern in ALLOWED_FILES)
 
 
+def test_what_else_is_downloaded_is_said_by_the_caller(calls: list[Any]) -> None:
+    resolve("org/name", also=["*.bin"])
+    assert calls == [("org/name", [*ALLOWED_FILES, "*.bin"])]
+
+
 @pytest.mark.parametrize(
     "name",
     ["nowhere", "./a/b", "/no/such/place", "a/b/c", "../up", "org/", "https://hf.co/a/b", ""],

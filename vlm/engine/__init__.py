@@ -3,8 +3,35 @@
 - request: what goes in and what comes out
 - features: pictures to visual tokens, each distinct picture once
 - cache: where visual tokens are kept, bounded in bytes
-- sampling: logits to the next token
+- sampling: logits to the next token, and how likely it was
+- stops: the end of an answer before a stop string
+- loops: the end of an answer that only repeats itself
 - runner: prefill and decode of a batch
+- generate: the same for models that are not ours, by their own `generate`
 - stream: tokens to pieces of text
 - turns: whose turn it is to run the model
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from vlm.engine.generate import GenerateEngine
+    from vlm.engine.runner import Engine
+    from vlm.processor import Processor
+    from vlm.relative_processor import RelativeProcessor
+
+
+def start(
+    model: "PreTrainedModel", processor: "Processor | RelativeProcessor", identity: str | None
+) -> "Engine | GenerateEngine":
+    """What runs this model: our own engine for a LLaVA, its `generate` for any other."""
+    from vlm.engine.runner import Engine
+    from vlm.processor import Processor
+
+    if isinstance(processor, Processor):
+        return Engine(model, processor, identity)
+    from vlm.engine.generate import GenerateEngine
+
+    return GenerateEngine(model, processor, identity)

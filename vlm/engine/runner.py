@@ -1,35 +1,45 @@
-"""Batches of prompts through the model: prefill, then one token a row and step.
+"""Prompts through the model: what waits is admitted, what runs gets one token a step.
 
-Shapes: B rows still running, T prompt positions, S positions in the KV cache, V vocabulary.
+Any thread that waits for an answer may take the step that brings all running answers
+forward, in the order of asking; there is no thread of the engine's own. Requests that
+arrive meanwhile join at the next step. Shapes: B rows running, V vocabulary.
 """
 
 import dataclasses
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache
 
+from vlm.engine.attention import running
 from vlm.engine.cache import FeatureCache
 from vlm.engine.features import Encoder
+from vlm.engine.packed import pack_linears
+from vlm.engine.prefixes import PrefixStore, token_keys
 from vlm.engine.request import Completion, Request, Row
 from vlm.engine.sampling import next_tokens
+from vlm.engine.scheduler import Scheduler
+from vlm.engine.slots import Segment, SlotCache, Step
+from vlm.engine.task import Task
 from vlm.engine.turns import TurnLock
-from vlm.model import VisionLanguageModel
+from vlm.errors import GenerationError
+from vlm.model import _CACHE, VisionLanguageModel
 from vlm.processor import Processor
+
+_LEAST_SHARED = 16  # positions worth copying instead of computing
 
 
 class Engine:
     """Owns a model at run time; all its methods may be called from several threads.
-
-    The model is locked for one step at a time and in the order of asking, so parallel
-    streams advance in turn and each keeps its own KV cache.
 
     Args:
         model: in evaluation mode; its weights must not change while the engine lives.
         processor: of the same folder.
         identity: of the weights, for cache keys; by default unique to this engine.
         cache: for visual tokens; by default a new one of 256 MiB.
+        prefixes: for keys and values of earlier prompts; by default a new one of 1 GiB.
+        scheduler: how many run together; by default 32.
     """
 
     def __init__(
@@ -38,25 +48,40 @@ class Engine:
         processor: Processor,
         identity: str | None = None,
         cache: FeatureCache | None = None,
+        prefixes: PrefixStore | None = None,
+        scheduler: Scheduler[Task] | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
         self.cache = FeatureCache() if cache is None else cache
+        self.prefixes = PrefixStore() if prefixes is None else prefixes
+        self.scheduler = Scheduler[Task]() if scheduler is None else scheduler
         self.identity = identity or uuid.uuid4().hex[:16]
         self.encoder = Encoder(model, processor, self.identity, self.cache)
         self.lock = TurnLock()
+        self._slots = SlotCache()
+        self._packed = False
+
+    def ahead(self, request: Request) -> Request:
+        """The request with its pixels made, for a thread that need not wait for the model."""
+        images = request.prompt.images
+        for image in images:
+            _ = image.sha256  # computed here, for the cache
+        return dataclasses.replace(request, pixel_values=self.processor.pixel_values(images))
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Answer all requests as one batch; results in the order of the requests.
+        """Answer all requests; results in the order of the requests.
 
         Raises:
             ContextLengthError: a prompt does not fit; nothing is computed then.
-            GenerationError: the model computes NaN.
+            GenerationError: the model computes NaN, or memory does not suffice for one row.
+            QueueFullError: too many requests wait already.
         """
-        batch = Batch(self, requests)
-        while batch.step():
-            pass
-        return [row.completion() for row in batch.rows]
+        tasks = self.submit(requests)
+        if len(tasks) > 1 and not self._packed:
+            self.optimize()
+        self._drive(tasks)
+        return [task.result() for task in tasks]
 
     def stream(self, request: Request) -> Iterator[Row]:
         """Answer one request; yields its row after every step, the last time ended.
@@ -64,115 +89,185 @@ class Engine:
         Raises:
             ContextLengthError: the prompt does not fit; raised here, before the first step.
             GenerationError: the model computes NaN; raised by a step.
+            QueueFullError: too many requests wait already; raised here.
         """
-        return _steps(Batch(self, [request]))
+        (task,) = self.submit([request])
+        return self._steps(task)
 
+    def submit(self, requests: Sequence[Request]) -> list[Task]:
+        """Put requests into the queue; `generate` and `stream` bring them forward."""
+        tasks = [Task(request, self.processor, self.encoder) for request in requests]
+        with self.lock:
+            self.scheduler.submit(tasks)
+        return tasks
 
-def _steps(batch: "Batch") -> Iterator[Row]:
-    running = True
-    while running:
-        running = batch.step()
-        yield batch.rows[0]
+    def optimize(self) -> None:
+        """Rearrange weights for faster steps where the hardware gains by it; done once."""
+        with self.lock:
+            if not self._packed:
+                pack_linears(self.model)
+                self._packed = True
 
+    def step(self) -> bool:
+        """One token for every running request, new ones included; False if none is left."""
+        with self.lock:
+            return self._step()
 
-class Batch:
-    """Requests that run together. A row that ends leaves, so later steps cost less.
+    def _drive(self, tasks: Sequence[Task]) -> None:
+        try:
+            while not all(task.ended for task in tasks):
+                self.step()
+        finally:  # an interrupt in one thread must not leave rows running for nobody
+            for task in tasks:
+                task.finish_reason = task.finish_reason or "cancelled"
 
-    Args:
-        engine: whose model runs them.
-        requests: in the order of `rows`; the batch is not extended later.
-    """
-
-    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
-        processor = engine.processor
-        self.rows = [Row(r, processor.eos_token_ids, processor.context_length) for r in requests]
-        self._engine = engine
-        self._active = list(self.rows)
-        self._cache: Cache | None = None
-        self._mask: torch.Tensor | None = None  # (B, S) where rows are padded, else None
+    def _steps(self, task: Task) -> Iterator[Row]:
+        told = 0
+        try:
+            while True:
+                with self.lock:
+                    if not task.ended and len(task.ids) == told:
+                        self._step()
+                if task.error is not None:
+                    raise task.error
+                if len(task.ids) > told or task.ended:
+                    told = len(task.ids)
+                    yield task
+                if task.ended:
+                    return
+        finally:  # the reader went away
+            task.finish_reason = task.finish_reason or "cancelled"
 
     @torch.inference_mode()
-    def step(self) -> bool:
-        """One token for every running row; False when none is left running.
+    def _step(self) -> bool:
+        for task in self.scheduler.jobs():
+            task.cancel_if_asked(time.monotonic())
+        self._retire()
+        old = list(self.scheduler.running)
+        new = self.scheduler.admit()
+        if not old and not new:
+            self._slots.release()
+            return False
+        try:
+            self._advance(old, new)
+        except torch.OutOfMemoryError as error:
+            self._shed(old, new, error)
+        except Exception as error:
+            for task in (*old, *new):
+                task.error = error
+        self._retire()
+        return len(self.scheduler) > 0
 
-        Cancelled rows leave first, so a set stop event is obeyed before any computation.
-        """
-        with self._engine.lock:
-            for row in self._active:
-                row.cancel_if_asked()
-            self._drop_ended()
-            if not self._active:
-                return False
-            logits = self._prefill() if self._cache is None else self._decode(self._cache)
-            tokens = next_tokens(logits, [row.sampler for row in self._active])
-            for row, token in zip(self._active, tokens, strict=True):
-                row.take(token)
-            self._drop_ended()
-            return bool(self._active)
-
-    def _prefill(self) -> torch.Tensor:
-        """Run all prompts, padded on the left; logits (B, V) of the last position."""
-        model = self._engine.model
-        prompts = [row.request.prompt for row in self._active]
-        bare = [dataclasses.replace(prompt, images=[]) for prompt in prompts]
-        batch = self._engine.processor.collate(bare, padding_side="left")
-        mask = batch["attention_mask"].to(model.device)
-        self._mask = None if bool(mask.all()) else mask
-        output = model(
-            input_ids=batch["input_ids"].to(model.device),
-            attention_mask=self._mask,
-            image_features=self._features(),
-            past_key_values=DynamicCache(config=model.config.text_config),
-            logits_to_keep=1,
+    def _advance(self, old: list[Task], new: list[Task]) -> None:
+        for place, task in enumerate(new, len(old)):
+            task.length = self._take_over(place, task)
+        step = Step(
+            [task.length for task in old],
+            [
+                Segment(place, task.length, len(task.tokens) - task.length)
+                for place, task in enumerate(new, len(old))
+            ],
         )
-        self._cache = output.past_key_values
-        return self._last(output.logits)
+        logits = self._forward(step, old, new)
+        for task in new:
+            task.length = len(task.tokens)
+        for task in old:
+            task.length += 1
+        self._pick([*old, *new], logits)
 
-    def _features(self) -> torch.Tensor | None:
-        requests = [row.request for row in self._active]
-        pixels: list[torch.Tensor | None] = []
-        for request in requests:
-            made = request.pixel_values
-            pixels += [None] * len(request.prompt.images) if made is None else list(made)
-        return self._engine.encoder.encode(
-            [image for request in requests for image in request.prompt.images], pixels
-        )
+    def _take_over(self, place: int, task: Task) -> int:
+        """Fill a place with what an earlier prompt has in common; how much that is."""
+        self._slots.reserve(place + 1, len(task.tokens) + 1)
+        shared, kept = self.prefixes.match(task.tokens)
+        shared = min(shared, len(task.tokens) - 1)  # the last position gives the first token
+        if kept is None or shared < _LEAST_SHARED:
+            return 0
+        self._slots.copy_in(place, shared, kept.layers)
+        return shared
 
-    def _decode(self, cache: Cache) -> torch.Tensor:
-        """Run the newest token of each row; logits (B, V)."""
-        model = self._engine.model
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
-        newest = torch.tensor([[row.ids[-1]] for row in self._active], device=model.device)
-        output = model(
-            input_ids=newest,
-            attention_mask=self._mask,
-            past_key_values=cache,
-            logits_to_keep=1,
-        )
-        return self._last(output.logits)
+    def _forward(self, step: Step, old: list[Task], new: list[Task]) -> torch.Tensor:
+        """One pass over the newest tokens and the new prompts; logits (B, V)."""
+        model, device = self.model, self.model.device
+        newest = torch.tensor([[task.ids[-1] for task in old]], dtype=torch.long, device=device)
+        # Not through `embed`: a model may well write its image token, as a token like any other.
+        embeds = model.get_input_embeddings()(newest)
+        if new:
+            ids = [i for task in new for i in task.request.prompt.input_ids[task.length :]]
+            prompts = model.embed(torch.tensor([ids], device=device), self._features(new))
+            embeds = torch.cat([embeds, prompts], dim=1)
+        positions = step.position_ids()
+        self._slots.reserve(len(old) + len(new), max(positions) + 1)
+        with running(model.config.text_config, step, device):
+            output = model.language_model.get_decoder()(
+                inputs_embeds=embeds,
+                position_ids=torch.tensor([positions], device=device),
+                use_cache=True,
+                **{_CACHE: self._slots},
+            )
+        last = torch.tensor(step.last_tokens(), device=device)
+        return model.logits(output.last_hidden_state[0, last])
 
-    def _last(self, logits: torch.Tensor | None) -> torch.Tensor:
-        """Logits (B, V) of the last position; the image token, which is no text, is ruled out."""
-        assert logits is not None
-        last = logits[:, -1]
-        last[:, self._engine.processor.image_token_id] = -torch.inf
-        return last
+    def _features(self, new: list[Task]) -> torch.Tensor | None:
+        """Visual tokens (tokens, D) of the parts of prompts that are computed."""
+        parts: list[torch.Tensor] = []
+        size = self.processor.num_visual_tokens
+        for task in new:
+            prompt = task.request.prompt
+            before = prompt.input_ids[: task.length].count(self.processor.image_token_id)
+            first, skipped = divmod(before, size)
+            images = prompt.images[first:]
+            made = task.request.pixel_values
+            pixels = list(made[first:]) if made is not None else [None] * len(images)
+            features = self.encoder.encode(images, pixels)
+            if features is not None:
+                parts.append(features.flatten(0, 1)[skipped:])
+        return torch.cat(parts) if parts else None
 
-    def _drop_ended(self) -> None:
-        """Take ended rows out of the batch and out of the KV cache.
-
-        The cache grows by copying at every step anyway, so one more copy is cheap.
-        """
-        kept = [i for i, row in enumerate(self._active) if row.finish_reason is None]
-        if len(kept) == len(self._active):
+    def _pick(self, tasks: list[Task], logits: torch.Tensor) -> None:
+        logits[:, self.processor.never_text] = -torch.inf
+        best = logits.amax(dim=-1)  # carries NaN through
+        sound = torch.isfinite(best).tolist()
+        if not all(sound):
+            for place, task in enumerate(tasks):
+                if not sound[place]:
+                    self._slots.wipe(place)
+                    task.error = GenerationError(
+                        "the model computed NaN or infinite logits: its weights are damaged or "
+                        "its numbers overflow in this precision; load it with "
+                        'dtype="float32" or "bfloat16"'
+                    )
+            tasks = [task for task, good in zip(tasks, sound, strict=True) if good]
+            logits = logits[torch.tensor(sound, device=logits.device)]
+        if not tasks:
             return
-        self._active = [self._active[i] for i in kept]
-        if not kept:
-            self._cache = self._mask = None
-        elif self._cache is not None:
-            index = torch.tensor(kept, device=self._engine.model.device)
-            self._cache.batch_select_indices(index)
-            if self._mask is not None:
-                mask = self._mask[index]
-                self._mask = None if bool(mask.all()) else mask
+        picked = next_tokens(logits, [task.sampler for task in tasks])
+        for task, token in zip(tasks, picked, strict=True):
+            task.take(token)
+
+    def _retire(self) -> None:
+        """Ended rows leave; a row that asked for it leaves its keys and values behind."""
+        for place, task in enumerate(self.scheduler.running):
+            if task.ended and task.error is None and task.request.keep and task.length:
+                tokens = [*task.tokens.tolist(), *task.ids][: task.length]
+                self.prefixes.keep(
+                    token_keys(tokens, -1, ()), self._slots.copy_out(place, task.length)
+                )
+        self.scheduler.retire(self._move)
+
+    def _move(self, source: int, target: int) -> None:
+        self._slots.move(source, target, self.scheduler.running[target].length)
+
+    def _shed(self, old: list[Task], new: list[Task], error: torch.OutOfMemoryError) -> None:
+        """Go on with less: half of the new rows wait, or one row ends with the error."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(new) > 1:
+            self.scheduler.put_back(new[len(new) // 2 :])
+            self.scheduler.put_back(new[: len(new) // 2])
+            self.scheduler.max_step_tokens = max(1, sum(task.num_tokens for task in new) // 2)
+            return
+        victim = (new or sorted(old, key=lambda task: task.length))[-1]
+        victim.error = GenerationError(
+            f"out of memory for a prompt of {victim.num_tokens} positions beside {len(old)} "
+            f"running answers ({error}); use fewer pictures, a smaller batch or quantize='4bit'"
+        )

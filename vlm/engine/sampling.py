@@ -1,11 +1,19 @@
-"""How the next token is chosen: greedy, or temperature and nucleus sampling.
+"""How the next token is chosen: greedy, or drawn from a reshaped distribution.
 
-Every request owns its random generator, so a seeded answer does not depend on which
-other requests share its batch.
+The order is that of transformers' `generate`: repetition penalty, temperature, top_k,
+top_p, min_p. Every request owns its random generator, so a seeded answer does not depend
+on which other requests share its batch.
+
+A token's logprob is the natural logarithm of its probability in the model's own
+distribution: the softmax of the logits as they come, before any of the above. Only tokens
+that are no text, such as the image token, have been ruled out by then. Shapes: B rows, V
+vocabulary.
 """
 
 import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -13,11 +21,23 @@ from vlm.errors import ConfigError, GenerationError
 
 MAX_TEMPERATURE = 100.0
 MAX_SEED = 2**63 - 1
+MAX_PENALTY = 100.0
+MAX_STOP_STRINGS = 8
+MAX_STOP_LENGTH = 1000
+MAX_LOGPROBS = 20
+BAD_LOGITS = (
+    "the model computed NaN or infinite logits: its weights are damaged or its numbers"
+    ' overflow in this precision; load it with dtype="float32" or "bfloat16"'
+)
+_COUNT = 2**31 - 1
+_HEAD = 1024  # likeliest tokens, which nearly always reach top_p; sorting all is slow
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How one answer is generated; checked on creation.
+
+    Greedy answers ignore top_k, top_p and min_p, which keep the likeliest token anyway.
 
     Args:
         max_new_tokens: the most tokens to generate; None takes up to
@@ -26,6 +46,21 @@ class Sampling:
         top_p: nucleus sampling keeps the smallest set of tokens whose probability
             reaches ``top_p`` (Holtzman et al. 2020, arXiv:1904.09751); 1 keeps all.
         seed: makes a sampled answer repeatable; None draws a fresh one.
+        top_k: keeps the ``top_k`` likeliest tokens (Fan et al. 2018, arXiv:1805.04833),
+            and those level with the last of them; 0 keeps all.
+        min_p: keeps tokens of at least ``min_p`` times the probability of the likeliest
+            one (Nguyen et al. 2024, arXiv:2407.01082); 0 keeps all.
+        repetition_penalty: divides the positive logits, and multiplies the negative ones,
+            of all tokens of prompt and answer (Keskar et al. 2019, CTRL,
+            arXiv:1909.05858), greedy answers included; what stands for a picture does not
+            count. 1 changes nothing, below 1 encourages repetition.
+        stop_strings: one string or up to 8, kept as a tuple; the answer ends before the
+            first of them. They are looked for in its text, where special tokens are not.
+        logprobs: how many of the likeliest tokens to report at each position, up to 20,
+            beside the chosen one; None reports no single tokens.
+        stop_loops: end an answer that repeats itself over and over, see
+            `vlm.engine.loops`. Its first 47 tokens are never touched; off, a greedy
+            answer is token by token that of transformers' `generate`, however long.
 
     Raises:
         ConfigError: a value of the wrong type or out of range.
@@ -35,16 +70,46 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop_strings: Sequence[str] = ()
+    logprobs: int | None = None
+    stop_loops: bool = True
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
-            _check_int("max_new_tokens", self.max_new_tokens, 1, 2**31 - 1)
+            _check_int("max_new_tokens", self.max_new_tokens, 1, _COUNT)
         _check_number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         _check_number("top_p", self.top_p, 0.0, 1.0)
         if self.top_p == 0.0:
             raise ConfigError("top_p is 0, which keeps no token; use a value above 0, up to 1")
         if self.seed is not None:
             _check_int("seed", self.seed, 0, MAX_SEED)
+        _check_int("top_k", self.top_k, 0, _COUNT)
+        _check_number("min_p", self.min_p, 0.0, 1.0)
+        _check_number("repetition_penalty", self.repetition_penalty, 0.0, MAX_PENALTY)
+        if self.repetition_penalty == 0.0:
+            raise ConfigError("repetition_penalty is 0, which divides by 0; 1 turns it off")
+        object.__setattr__(self, "stop_strings", _checked_stop_strings(self.stop_strings))
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if not isinstance(self.stop_loops, bool):
+            raise ConfigError(f"stop_loops is {self.stop_loops!r}; it must be True or False")
+
+
+class Draw(NamedTuple):
+    """A chosen token.
+
+    Attributes:
+        token: its id.
+        logprob: of the token, by the model's own distribution.
+        likeliest: as many (token, logprob) pairs as were asked for, likeliest first.
+    """
+
+    token: int
+    logprob: float = 0.0
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 class Sampler:
@@ -52,9 +117,16 @@ class Sampler:
 
     Args:
         sampling: the request's settings.
+        prompt: ids that the repetition penalty counts from the start.
+        uncounted: ids that it never counts, such as the image token's.
     """
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Iterable[int] = (),
+        uncounted: Collection[int] = (),
+    ) -> None:
         self.sampling = sampling
         self._generator: torch.Generator | None = None
         if sampling.temperature > 0:
@@ -63,57 +135,154 @@ class Sampler:
                 self._generator.seed()
             else:
                 self._generator.manual_seed(sampling.seed)
+        self._penalised = sampling.repetition_penalty != 1.0
+        self._uncounted = frozenset(uncounted)
+        self._prompt = frozenset(prompt) - self._uncounted if self._penalised else frozenset()
+        self._counted: torch.Tensor | None = None  # flags (V,)
 
     @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
-        return self._generator is None
+    def plain(self) -> bool:
+        """Whether the model's likeliest token is always taken."""
+        return self._generator is None and not self._penalised
 
     def pick(self, logits: torch.Tensor) -> int:
-        """Draw one token.
+        """Draw one token; the repetition penalty counts it from now on.
 
         Args:
             logits: (V,), any float dtype and device; free of NaN.
         """
-        if self._generator is None:
-            return int(logits.argmax())
+        probabilities = self.probabilities(logits)
+        token = int(probabilities.argmax())
+        if self._generator is not None:
+            total = probabilities.cumsum(dim=0)
+            point = torch.rand(1, generator=self._generator, dtype=torch.float64) * total[-1]
+            found = int(torch.searchsorted(total, point, right=True))
+            token = found if found < len(total) else token  # the product was rounded up
+        if self._counted is not None and token not in self._uncounted:
+            self._counted[token] = True
+        return token
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the next token is drawn from: (V,), 0 for tokens that are left out.
+
+        Args:
+            logits: (V,), any float dtype and device; free of NaN.
+        """
         # On the CPU and in double, so that one seed gives one answer on every device.
-        scaled = logits.detach().to("cpu", torch.float64) / self.sampling.temperature
-        probabilities = _nucleus(torch.softmax(scaled, dim=-1), self.sampling.top_p)
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+        scores = self._penalise(logits.detach().cpu().double())
+        settings = self.sampling
+        if self._generator is None:
+            return torch.zeros_like(scores).index_fill_(0, scores.argmax(), 1.0)
+        # Less the highest first, or a temperature near 0 would overflow.
+        scores = _top_k((scores - scores.max()) / settings.temperature, settings.top_k)
+        kept = _nucleus(torch.softmax(scores, dim=-1), settings.top_p)
+        kept = kept * (kept >= settings.min_p * kept.max())
+        return kept / kept.sum()
+
+    def _penalise(self, logits: torch.Tensor) -> torch.Tensor:
+        if not self._penalised:
+            return logits
+        if self._counted is None:
+            # A head may be narrower than the vocabulary.
+            known = [token for token in self._prompt if token < len(logits)]
+            self._counted = torch.zeros(len(logits), dtype=torch.bool)
+            self._counted[torch.tensor(known, dtype=torch.long)] = True
+        penalty = self.sampling.repetition_penalty
+        changed = torch.where(logits < 0, logits * penalty, logits / penalty)
+        return torch.where(self._counted, changed, logits)
 
 
-def next_tokens(logits: torch.Tensor, samplers: list[Sampler]) -> list[int]:
+def next_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[Draw]:
     """One token for each row of a batch.
 
     Args:
-        logits: (B, V) at the last position.
+        logits: (B, V) at the last position; -inf for tokens that are ruled out.
         samplers: B samplers, in row order.
 
     Raises:
         GenerationError: a row holds NaN or no finite logit; an argmax of such a row
             would be a stream of one meaningless token.
     """
+    draws = [draw for draw in draw_rows(logits, samplers) if draw is not None]
+    if len(draws) < len(samplers):
+        raise GenerationError(BAD_LOGITS)
+    return draws
+
+
+def draw_rows(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[Draw | None]:
+    """As `next_tokens`, but with None for a row that holds NaN or no finite logit."""
     best, token = logits.max(dim=-1)  # max carries NaN through
-    if not bool(torch.isfinite(best).all()):
-        raise GenerationError(
-            "the model computed NaN or infinite logits: its weights are damaged or its numbers"
-            ' overflow in this precision; load it with dtype="float32" or "bfloat16"'
-        )
+    totals = torch.logsumexp(logits.float(), dim=-1)
+    highest, log_totals = torch.stack([best.float(), totals]).tolist()
     tokens: list[int] = token.tolist()
-    for row, sampler in enumerate(samplers):
-        if not sampler.greedy:
-            tokens[row] = sampler.pick(logits[row])
-    return tokens
+    logprobs = [high - total for high, total in zip(highest, log_totals, strict=True)]
+    sound = [math.isfinite(high) for high in highest]
+    own = [row for row, each in enumerate(samplers) if sound[row] and not each.plain]
+    if own:
+        for row, scores in zip(own, logits[own].cpu().double(), strict=True):
+            tokens[row] = samplers[row].pick(scores)
+            logprobs[row] = float(scores[tokens[row]]) - log_totals[row]
+    likeliest = _likeliest(logits, log_totals, [each.sampling.logprobs or 0 for each in samplers])
+    return [
+        Draw(tokens[row], logprobs[row], likeliest.get(row, ())) if sound[row] else None
+        for row in range(len(samplers))
+    ]
+
+
+def _likeliest(
+    logits: torch.Tensor, log_totals: list[float], numbers: list[int]
+) -> dict[int, tuple[tuple[int, float], ...]]:
+    """The `numbers[row]` likeliest tokens and their logprobs, for rows that want any."""
+    asked = [row for row, number in enumerate(numbers) if number]
+    if not asked:
+        return {}
+    found = logits[asked].float().topk(min(max(numbers), logits.shape[-1]))
+    values, ids = found.values.tolist(), found.indices.tolist()
+    return {
+        row: tuple(
+            (token, value - log_totals[row])
+            for token, value in zip(ids[i][: numbers[row]], values[i], strict=False)
+            if value > -math.inf
+        )
+        for i, row in enumerate(asked)
+    }
+
+
+def _top_k(scores: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Rule out all tokens (V,) below the ``top_k``-th highest score."""
+    if not 0 < top_k < len(scores):
+        return scores
+    return scores.masked_fill(scores < scores.topk(top_k).values[-1], -torch.inf)
 
 
 def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
     """Zero all tokens (V,) outside the smallest set that reaches ``top_p``."""
     if top_p >= 1.0:
         return probabilities
-    ordered, order = probabilities.sort(descending=True, stable=True)
+    ordered, order = probabilities.topk(min(_HEAD, len(probabilities)))
+    if float(ordered.sum()) < top_p:
+        ordered, order = probabilities.sort(descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered  # mass of the tokens ranked above this one
     return torch.zeros_like(probabilities).scatter(0, order, ordered * (before < top_p))
+
+
+def _checked_stop_strings(given: object) -> tuple[str, ...]:
+    """As a tuple; raises ConfigError unless they are few, of sane length and not empty."""
+    way_out = "give a string, or a list of up to 8 that are not empty"
+    strings = [given] if isinstance(given, str) else given
+    if not isinstance(strings, list | tuple):
+        raise ConfigError(f"stop_strings is {given!r}, which is no list of strings; {way_out}")
+    if len(strings) > MAX_STOP_STRINGS:
+        raise ConfigError(f"stop_strings has {len(strings)} strings; {way_out}")
+    for each in strings:
+        if not isinstance(each, str) or not each:
+            raise ConfigError(f"stop_strings has {each!r} in it; {way_out}")
+        if len(each) > MAX_STOP_LENGTH:
+            raise ConfigError(
+                f"stop_strings has a string of {len(each)} characters; the most is "
+                f"{MAX_STOP_LENGTH}"
+            )
+    return tuple(strings)
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:

@@ -1,0 +1,70 @@
+"""Random LLaVA folders of the sizes that the benchmarks compare on; no benchmark itself.
+
+tiny: ViT 6 x 192 with 64 patches, Llama 6 x 256, vocabulary 4,096 (about 10 million weights).
+mid: ViT 12 x 768 with 196 patches, Llama 12 x 768, vocabulary 32,000 (about 220 million).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Never the likeliest token (its output row is zero), so it can end answers on command.
+STOP_ID = 5
+SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
+    "tiny": (
+        {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6, "patch_size": 28},
+        {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "vocab_size": 4096},
+        0.15,
+    ),
+    "mid": (
+        {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16},
+        {
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "vocab_size": 32_000,
+        },
+        0.06,
+    ),
+}
+
+
+def write_llava(folder: Path, scale: str, patch_size: int | None = None) -> Path:
+    """Write the folder by transformers' own classes.
+
+    The decoder's weights are wide enough for answers of many different tokens.
+
+    Args:
+        folder: to write.
+        scale: a key of `SHAPES`.
+        patch_size: other than the scale's, for other numbers of visual tokens.
+    """
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+    from transformers import LlavaForConditionalGeneration as Llava
+
+    from vlm import testing
+
+    vision, text, spread = SHAPES[scale]
+    vision = {**vision, "patch_size": patch_size or vision["patch_size"], "image_size": 224}
+    testing.tiny_llava_folder(folder, template=testing.ROLE_TOKENS)  # tokenizer and processor
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision, intermediate_size=4 * vision["hidden_size"]),
+        text_config=LlamaConfig(
+            **text, intermediate_size=8 * text["hidden_size"] // 3, initializer_range=spread
+        ),
+        image_token_index=testing.SPECIAL_TOKENS.index("<image>"),
+    )
+    model = Llava(config)
+    with torch.no_grad():
+        model.lm_head.weight[STOP_ID] = 0
+        model.lm_head.weight[config.image_token_index] = 0  # a word like any other would not do
+    model.save_pretrained(folder)
+    settings = json.loads((folder / "processor_config.json").read_text())
+    settings["patch_size"] = vision["patch_size"]
+    settings["image_processor"]["size"] = {"shortest_edge": 224}
+    settings["image_processor"]["crop_size"] = {"height": 224, "width": 224}
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    return folder

@@ -1,0 +1,64 @@
+"""Weights rearranged once for the CPU's matrix kernels: same numbers, less time a step.
+
+oneDNN's own layout is faster than a plain matrix, most of all for the few rows of a decode
+step. The operators are private to PyTorch, so each is tried on the spot and left alone if
+it is missing or gives other values.
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+_TOLERANCE = 1e-5  # of the largest value; a matrix product summed in another order
+
+
+def pack_linears(model: nn.Module) -> int:
+    """Let every float32 linear layer on the CPU compute from a packed copy of its weight.
+
+    The layers stay what they are, with their own weights, and compute as before again while
+    gradients are needed. Weights must not change afterwards; `unpack_linears` undoes it.
+
+    Returns:
+        How many layers were packed.
+    """
+    packed = 0
+    for layer in model.modules():
+        if type(layer) is nn.Linear and _fits(layer.weight) and "forward" not in vars(layer):
+            packed += _pack(layer)
+    return packed
+
+
+def unpack_linears(model: nn.Module) -> None:
+    """Undo `pack_linears` and free the copies."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            vars(layer).pop("forward", None)
+
+
+def _fits(weight: torch.Tensor) -> bool:
+    usable = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return usable and bool(torch.backends.mkldnn.is_available())
+
+
+@torch.no_grad()
+def _pack(layer: nn.Linear) -> bool:
+    try:
+        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+        probe = torch.linspace(-1, 1, 2 * layer.in_features).view(2, -1)
+        got = _packed_linear(probe, layer, weight)
+    except (AttributeError, RuntimeError):  # another build of PyTorch
+        return False
+    expected = F.linear(probe, layer.weight, layer.bias)
+    if (got - expected).abs().max() > _TOLERANCE * (1 + expected.abs().max()):
+        return False
+    layer.forward = partial(_packed_linear, layer=layer, weight=weight)  # type: ignore[method-assign]
+    return True
+
+
+def _packed_linear(features: torch.Tensor, layer: nn.Linear, weight: torch.Tensor) -> torch.Tensor:
+    """(..., in) -> (..., out)."""
+    if torch.is_grad_enabled() or features.dtype != torch.float32:
+        return F.linear(features, layer.weight, layer.bias)
+    return torch.ops.mkldnn._linear_pointwise(features, weight, layer.bias, "none", [], "")

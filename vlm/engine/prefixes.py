@@ -1,0 +1,123 @@
+"""Keys and values of earlier prompts, so that what two prompts share is computed once.
+
+The next turn of a chat begins with all earlier ones, an edited turn with those before it,
+and every caption with the same system text. All are served by one store: a prompt takes
+over the longest beginning that it shares with a kept sequence.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vlm.engine.cache import FeatureKey
+
+DEFAULT_PREFIX_BYTES = 2**30
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def token_keys(ids: Sequence[int], image_token: int, pictures: Sequence[FeatureKey]) -> np.ndarray:
+    """A number for each position: a text token's id, a visual token's picture and place in it.
+
+    Two sequences with the same numbers have the same keys and values: a picture's number
+    comes from its bytes, its preprocessing and the weights that encode it.
+
+    Args:
+        ids: of a prompt, the image token repeated for each visual token.
+        image_token: its id.
+        pictures: in the order of their visual tokens, all of the same number of tokens.
+    """
+    keys = np.array(ids, dtype=np.int64)
+    places = np.flatnonzero(keys == image_token)
+    if len(pictures):
+        size = len(places) // len(pictures)
+        for i, picture in enumerate(pictures):
+            digest = hashlib.sha256("\0".join(picture).encode()).digest()
+            base = -(int.from_bytes(digest[:7], "big") + 1)  # below zero, where no id is
+            keys[places[i * size : (i + 1) * size]] = base - np.arange(size)
+    return keys
+
+
+def shared_length(first: np.ndarray, second: np.ndarray) -> int:
+    """How many leading numbers are equal."""
+    size = min(len(first), len(second))
+    different = np.flatnonzero(first[:size] != second[:size])
+    return int(different[0]) if len(different) else size
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A sequence and its keys and values (G, S, E), layer by layer."""
+
+    tokens: np.ndarray
+    layers: Layers
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.numel() * t.element_size() for pair in self.layers for t in pair)
+
+
+class PrefixStore:
+    """Least-recently-used sequences, bounded in bytes; safe to share between threads.
+
+    Args:
+        max_bytes: of all kept keys and values; 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int = DEFAULT_PREFIX_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[bytes, Kept] = OrderedDict()
+        self._nbytes = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all kept keys and values."""
+        return self._nbytes
+
+    def match(self, tokens: np.ndarray) -> tuple[int, Kept | None]:
+        """The kept sequence that shares most with the beginning of `tokens`, and how much."""
+        with self._lock:
+            best, found = 0, None
+            for name, entry in self._entries.items():
+                length = shared_length(entry.tokens, tokens)
+                if length > best:
+                    best, found = length, name
+            if found is None:
+                return 0, None
+            self._entries.move_to_end(found)
+            return best, self._entries[found]
+
+    def keep(self, tokens: np.ndarray, layers: Layers) -> None:
+        """Keep a sequence; kept sequences that it begins with are dropped for it."""
+        entry = Kept(tokens, layers)
+        size = entry.nbytes
+        with self._lock:
+            if size > self.max_bytes:
+                return
+            inner = [
+                name
+                for name, old in self._entries.items()
+                if shared_length(old.tokens, tokens) == len(old.tokens)
+            ]
+            for name in inner:
+                self._nbytes -= self._entries.pop(name).nbytes
+            self._entries[tokens.tobytes()] = entry
+            self._nbytes += size
+            while self._nbytes > self.max_bytes:
+                _, oldest = self._entries.popitem(last=False)
+                self._nbytes -= oldest.nbytes
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+            self._nbytes = 0

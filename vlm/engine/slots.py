@@ -1,0 +1,156 @@
+"""Keys and values of all running rows, side by side, written in place.
+
+Shapes: R places for rows, G key-value heads, S positions, E head width, n tokens a step.
+"""
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+
+_GROWTH = 64  # positions; growing copies everything, so it must be rare
+current = threading.local()  # the step that runs in this thread, see `vlm.engine.attention`
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A prompt, or the rest of one, on its way into a place.
+
+    Attributes:
+        place: of the row.
+        start: positions that the place holds already.
+        length: tokens to be added.
+    """
+
+    place: int
+    start: int
+    length: int
+
+
+@dataclass
+class Step:
+    """What one pass of the decoder computes.
+
+    Attributes:
+        lengths: positions in each running row's place before its newest token.
+        segments: prompts, in places after those of the running rows.
+    """
+
+    lengths: list[int]
+    segments: list[Segment]
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    def position_ids(self) -> list[int]:
+        """Position of each of the n tokens in its own row."""
+        ids = list(self.lengths)
+        for segment in self.segments:
+            ids.extend(range(segment.start, segment.start + segment.length))
+        return ids
+
+    def last_tokens(self) -> list[int]:
+        """Index of each row's last token among the n tokens."""
+        ends = list(range(len(self.lengths)))
+        end = len(self.lengths)
+        for segment in self.segments:
+            end += segment.length
+            ends.append(end - 1)
+        return ends
+
+
+class SlotCache(Cache):
+    """A cache that transformers' decoders write to and `vlm.engine.attention` reads from.
+
+    Every position holds finite numbers at all times: a masked position has a weight of
+    zero in attention, and zero times NaN would be NaN.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.keys: list[torch.Tensor] = []  # a layer: (R, G, S, E)
+        self.values: list[torch.Tensor] = []
+        self._rows = self._positions = 0
+
+    def reserve(self, rows: int, positions: int) -> None:
+        """Make room; what is there stays."""
+        if rows <= self._rows and positions <= self._positions:
+            return
+        self._rows = max(rows, self._rows)
+        if positions > self._positions:
+            self._positions = -(-positions // _GROWTH) * _GROWTH
+        for store in (self.keys, self.values):
+            for i, old in enumerate(store):
+                new = old.new_zeros(self._rows, old.shape[1], self._positions, old.shape[3])
+                new[: old.shape[0], :, : old.shape[2]] = old
+                store[i] = new
+
+    def release(self) -> None:
+        """Give all memory back."""
+        self.keys, self.values = [], []
+        self._rows = self._positions = 0
+
+    def wipe(self, place: int) -> None:
+        """Zero a place that numbers without meaning were written to."""
+        for store in (self.keys, self.values):
+            for layer in store:
+                layer[place].zero_()
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy a row of `length` positions into another place."""
+        for store in (self.keys, self.values):
+            for layer in store:
+                layer[target, :, :length] = layer[source, :, :length]
+
+    def copy_out(self, place: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values (G, length, E) of a row, layer by layer."""
+        pairs = zip(self.keys, self.values, strict=True)
+        return [(k[place, :, :length].clone(), v[place, :, :length].clone()) for k, v in pairs]
+
+    def copy_in(
+        self, place: int, length: int, row: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        """Put the first `length` positions of a row that was copied out into a place."""
+        for layer, (keys, values) in enumerate(row):
+            self._start_layer(layer, keys[None], values[None])
+            self.keys[layer][place, :, :length] = keys[:, :length]
+            self.values[layer][place, :, :length] = values[:, :length]
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the step's keys and values (1, G, n, E) into their rows' places."""
+        self._start_layer(layer_idx, key_states, value_states)
+        step: Step = current.step
+        count = len(step.lengths)
+        for store, states in ((self.keys, key_states), (self.values, value_states)):
+            layer, new = store[layer_idx], states[0].transpose(0, 1)  # (n, G, E)
+            if count:
+                layer[current.rows, :, current.positions] = new[:count]
+            offset = count
+            for s in step.segments:
+                layer[s.place, :, s.start : s.start + s.length] = states[
+                    0, :, offset : offset + s.length
+                ]
+                offset += s.length
+        current.layer = (self.keys[layer_idx], self.values[layer_idx])
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Unused: positions are given to every call."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Unused: attention makes its own masks."""
+        return query_length, 0
+
+    def _start_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        if layer == len(self.keys):
+            for store, states in ((self.keys, keys), (self.values, values)):
+                shape = (self._rows, states.shape[1], self._positions, states.shape[3])
+                store.append(states.new_zeros(shape))

@@ -1,0 +1,39 @@
+"""A request on its way through the engine."""
+
+from vlm.engine.features import Encoder
+from vlm.engine.prefixes import token_keys
+from vlm.engine.request import Completion, Request, Row
+from vlm.processor import Processor
+
+
+class Task(Row):
+    """A request on its way through the engine.
+
+    Attributes:
+        tokens: a number for each prompt position, see `vlm.engine.prefixes`.
+        length: positions in the cache.
+        error: what ended it, for the thread that waits.
+    """
+
+    def __init__(self, request: Request, processor: Processor, encoder: Encoder) -> None:
+        super().__init__(request, processor)
+        pictures = [encoder.key(image) for image in request.prompt.images]
+        self.tokens = token_keys(request.prompt.input_ids, processor.image_token_id, pictures)
+        self.length = 0
+        self.error: Exception | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt positions to be computed, at most."""
+        return len(self.tokens)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it needs no more steps."""
+        return self.finish_reason is not None or self.error is not None
+
+    def result(self) -> Completion:
+        """The completion, or the error raised."""
+        if self.error is not None:
+            raise self.error
+        return self.completion()
