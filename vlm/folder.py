@@ -111,6 +111,12 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
                     f"{folder / name}: {key} would let the folder choose code to run; refused. "
                     "Remove the key if the architecture is a standard one"
                 )
+        kernel = level.get("attn_implementation") if isinstance(level, dict) else None
+        if isinstance(kernel, str) and "/" in kernel:  # a name of the hub: code to be fetched
+            raise CheckpointError(
+                f"{folder / name}: attn_implementation {kernel!r} would fetch code to run; "
+                "refused. Remove the key"
+            )
     return raw
 
 

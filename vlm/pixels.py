@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from transformers import (
     BitImageProcessorPil,
     CLIPImageProcessorPil,
@@ -132,19 +133,47 @@ def _processor_config(folder: Path) -> dict[str, Any]:
 
 
 def level_table(processor: ImageProcessor) -> np.ndarray | None:
-    """(3, 256) normalised value of each 8-bit level, or None where steps are switched off.
-
-    It serves pictures that have the output size already, so that nothing is resampled.
-    """
-    shortest = processor.size.get("shortest_edge")
-    size = output_size(processor)
-    square = (processor.size.get("height"), processor.size.get("width"))
-    whole = size[0] == size[1] and (shortest == size[0] or square == size)
-    if not (processor.do_rescale and processor.do_normalize and size[0]):
-        return None
-    if processor.do_resize and not whole:
+    """(3, 256) normalised value of each 8-bit level, or None where steps are switched off."""
+    if not (processor.do_rescale and processor.do_normalize and output_size(processor)[0]):
         return None
     levels = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
     scaled = processor.rescale(levels, processor.rescale_factor)
     normal = processor.normalize(scaled, processor.image_mean, processor.image_std)
     return np.asarray(normal[:, 0], dtype=np.float32)
+
+
+def fit(processor: ImageProcessor, picture: Image.Image) -> Image.Image | None:
+    """The 8-bit picture that the processor would normalise, bit for bit; None to leave it to it.
+
+    Resizing and cropping as the PIL backend does them, without its detours through arrays.
+    """
+    height, width = output_size(processor)
+    if getattr(processor, "do_pad", False):
+        if not isinstance(processor, LlavaImageProcessorPil):
+            return None
+        picture = _squared(picture, tuple(int(x * 255) for x in processor.image_mean))
+    if processor.do_resize:
+        picture = picture.resize(_target(processor, picture), processor.resample)
+    if height is None or width is None or picture.width < width or picture.height < height:
+        return None
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _target(processor: ImageProcessor, picture: Image.Image) -> tuple[int, int]:
+    """Width and height after resizing."""
+    shortest = processor.size.get("shortest_edge")
+    if not shortest:
+        return processor.size["width"], processor.size["height"]
+    short, long = sorted(picture.size)
+    other = int(shortest * long / short)
+    return (shortest, other) if picture.width <= picture.height else (other, shortest)
+
+
+def _squared(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    if picture.width == picture.height:
+        return picture
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square

@@ -25,7 +25,7 @@ from vlm.folder import read_config
 from vlm.images import CleanImage, load_image
 from vlm.language import load_tokenizer
 from vlm.messages import Message
-from vlm.pixels import ImageProcessor, level_table, load_image_processor
+from vlm.pixels import ImageProcessor, fit, level_table, load_image_processor
 from vlm.template import ChatTemplate, own_template, slot_texts
 from vlm.tokens import TextEncoder
 from vlm.vision import num_patches, num_visual_tokens
@@ -217,10 +217,11 @@ class Processor:
         return all_ids, all_flags
 
     def _pixels(self, image: CleanImage) -> np.ndarray:
-        if self._levels is None or image.pixels.size != (self.image_size, self.image_size):
+        picture = fit(self.image_processor, image.pixels) if self._levels is not None else None
+        if picture is None or self._levels is None:
             out = self.image_processor(image.pixels, return_tensors="np")
             return np.asarray(out["pixel_values"][0], dtype=np.float32)
-        values = np.asarray(image.pixels).transpose(2, 0, 1)
+        values = np.asarray(picture).transpose(2, 0, 1)
         return np.stack([self._levels[c][values[c]] for c in range(3)])
 
     def _eos_token_ids(self, generation_config: GenerationConfig | None) -> frozenset[int]:

@@ -101,7 +101,10 @@ def load_relative(
         processor.encode([user("What is this?", Image.new("RGB", (64, 64)))])
     except (CheckpointError, ContextLengthError, ImageError, MessageError) as error:
         reason = one_line(error.__cause__ or error)
-        raise CheckpointError(f"{folder}: cannot be asked about a picture: {reason}") from error
+        raise CheckpointError(
+            f"{folder}: cannot be asked about a picture: {reason}; correct its chat template or "
+            "processor_config.json"
+        ) from error
     return model, processor
 
 
@@ -120,24 +123,26 @@ def _open_model(
     """The folder's weights, with nothing missing and nothing left over."""
     config._attn_implementation = None  # a folder may name one, even one to be downloaded
     try:
-        with torch.random.fork_rng(devices=[]):
-            model, info = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype or "auto",
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are named below
-            )
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
+        )
     except _ERRORS as error:
         raise _explain(folder, error) from error
     for kind in ("missing", "unexpected", "mismatched"):
         found = info[f"{kind}_keys"]
         names = sorted(key if isinstance(key, str) else key[0] for key in found)
         if names:
-            raise CheckpointError(f"{folder}: {len(names)} {kind} weights: {', '.join(names[:6])}")
+            raise CheckpointError(
+                f"{folder}: {len(names)} {kind} weights: {', '.join(names[:6])}; config.json and "
+                "weights are not of one model, download both again"
+            )
     return model
 
 
@@ -169,7 +174,6 @@ def _open_processor(folder: Path, config: PretrainedConfig) -> tuple[Any, str | 
         )
     if type(config) not in PROCESSOR_MAPPING:
         raise CheckpointError(f"{folder}: {config.model_type} has no processor in transformers")
-    settings.pop("audio_tokenizer", None)
     try:
         family: Any = PROCESSOR_MAPPING[type(config)]
         parts = [_part(folder, name) for name in family.get_attributes()]
@@ -242,6 +246,8 @@ def _explain(folder: Path, error: BaseException) -> VlmError:
             return _missing(folder, package)
     if isinstance(error, VlmError):
         return error
+    if isinstance(error, ImportError):
+        return MissingExtraError(f"{folder}: {one_line(error)}")
     return CheckpointError(f"{folder}: {one_line(error) or type(error).__name__}")
 
 

@@ -199,6 +199,7 @@ def test_pickled_weights_are_refused(folder: Path, name: str) -> None:
         ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
         ({"text_config__auto_map": {}}, "auto_map"),
         ({"_attn_implementation_internal": "x/y"}, "_attn_implementation_internal"),
+        ({"attn_implementation": "x/y"}, "attn_implementation 'x/y' would fetch code"),
         ({"quantization_config": {}}, "quantised"),
         ({"text_config__model_type": "nonsense"}, "nonsense"),
         ({"vision_config__model_type": "vit"}, "known: clip_vision_model"),

@@ -6,11 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import CLIPImageProcessorPil, LlavaConfig
+from transformers import (
+    BitImageProcessorPil,
+    CLIPImageProcessorPil,
+    LlavaConfig,
+    LlavaImageProcessorPil,
+    SiglipImageProcessorPil,
+)
 
 from vlm import testing
 from vlm.errors import CheckpointError
-from vlm.pixels import level_table, load_image_processor
+from vlm.pixels import fit, level_table, load_image_processor
 
 CONFIG = LlavaConfig(
     vision_config=testing.tiny_vision_config(), text_config=testing.tiny_text_config()
@@ -105,21 +111,41 @@ def test_the_table_holds_each_levels_value() -> None:
     assert np.array_equal(np.stack([table[c][samples[c]] for c in range(3)]), theirs)
 
 
+@pytest.mark.parametrize("settings", [{"do_rescale": False}, {"do_normalize": False}])
+def test_no_table_where_values_are_not_normalised(settings: dict[str, Any]) -> None:
+    assert level_table(CLIPImageProcessorPil(**{**SIZE, **settings})) is None
+    assert level_table(CLIPImageProcessorPil(**{**SIZE, "do_center_crop": False})) is None
+
+
+SQUARE = {"height": 28, "width": 28}
+PROCESSORS = [
+    CLIPImageProcessorPil(**SIZE),
+    CLIPImageProcessorPil(size=SQUARE, crop_size=SQUARE),
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=SQUARE),
+    CLIPImageProcessorPil(size={"shortest_edge": 20}, crop_size=SQUARE),
+    CLIPImageProcessorPil(size={"height": 28, "width": 32}, crop_size=SQUARE, resample=2),
+    CLIPImageProcessorPil(**SIZE, do_resize=False),
+    BitImageProcessorPil(size={"shortest_edge": 33}, crop_size=SQUARE),
+    SiglipImageProcessorPil(size=SQUARE),
+    LlavaImageProcessorPil(**SIZE, do_pad=True),
+    LlavaImageProcessorPil(**SIZE, do_pad=False),
+]
+
+
+@pytest.mark.parametrize("number", range(len(PROCESSORS)))
 @pytest.mark.parametrize(
-    ("settings", "has_table"),
-    [
-        ({}, True),
-        ({"size": {"height": 28, "width": 28}}, True),
-        ({"size": {"shortest_edge": 32}}, False),
-        ({"size": {"height": 28, "width": 32}}, False),
-        ({"size": {"shortest_edge": 32}, "do_resize": False}, True),
-        ({"do_rescale": False}, False),
-        ({"do_normalize": False}, False),
-        ({"do_center_crop": False}, False),
-    ],
+    "size", [(28, 28), (60, 40), (41, 67), (28, 200), (301, 28), (30, 29), (640, 480), (27, 90)]
 )
-def test_no_table_where_a_picture_of_its_size_is_not_left_as_it_is(
-    settings: dict[str, Any], has_table: bool
+def test_fitted_and_looked_up_is_the_processors_own_value(
+    number: int, size: tuple[int, int]
 ) -> None:
-    table = level_table(CLIPImageProcessorPil(**{**SIZE, **settings}))
-    assert (table is not None) is has_table
+    processor = PROCESSORS[number]
+    picture = testing.draw_image(size, seed=3)
+    theirs = processor(picture, return_tensors="np")["pixel_values"][0]
+    table, fitted = level_table(processor), fit(processor, picture)
+    assert table is not None
+    if fitted is None:  # smaller than the crop: left to the processor, which pads
+        assert min(size) < 28 or number == 3
+        return
+    samples = np.asarray(fitted).transpose(2, 0, 1)
+    assert np.array_equal(np.stack([table[c][samples[c]] for c in range(3)]), theirs)

@@ -69,7 +69,7 @@ def attend(
     if count:
         reach = max(step.lengths) + 1
         q = query[0, :, :count].transpose(0, 1).unsqueeze(2)  # (rows, heads, 1, E)
-        mask = _decode_mask(step, reach, window)
+        mask = _decode_mask(step, reach, window, q.dtype)
         out = _attention(
             q, keys[:count, :, :reach], values[:count, :, :reach], mask, scaling, softcap
         )
@@ -127,21 +127,28 @@ def _capped_attention(
     if mask is None:
         length = query.shape[2]
         mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    scores = scores.masked_fill(~mask, -torch.inf)
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ values
 
 
-def _decode_mask(step: Step, reach: int, window: int | None) -> torch.Tensor | None:
-    """(rows, 1, 1, reach): a row's own positions, its newest token included; None is all."""
+def _decode_mask(
+    step: Step, reach: int, window: int | None, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """(rows, 1, 1, reach): zero for a row's own positions, -inf beyond; None where all are seen.
+
+    Added to the scores: made once a step, while a mask of bools would be converted in
+    every layer.
+    """
     if window is None and min(step.lengths) == max(step.lengths):
         return None
     if window not in step.masks:
         position = torch.arange(reach, device=current.positions.device)
         newest = current.positions[:, None]
-        mask = position <= newest
+        hidden = position > newest
         if window is not None:
-            mask &= position > newest - window
-        step.masks[window] = mask[:, None, None]
+            hidden |= position <= newest - window
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        step.masks[window] = mask.masked_fill_(hidden, -torch.inf)[:, None, None]
     return step.masks[window]
 
 

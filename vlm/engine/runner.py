@@ -18,7 +18,7 @@ from vlm.engine.features import Encoder
 from vlm.engine.packed import pack_linears
 from vlm.engine.prefixes import PrefixStore, token_keys
 from vlm.engine.request import Completion, Request, Row
-from vlm.engine.sampling import next_tokens
+from vlm.engine.sampling import BAD_LOGITS, draw_rows
 from vlm.engine.scheduler import Scheduler
 from vlm.engine.slots import Segment, SlotCache, Step
 from vlm.engine.task import Task
@@ -225,24 +225,13 @@ class Engine:
 
     def _pick(self, tasks: list[Task], logits: torch.Tensor) -> None:
         logits[:, self.processor.never_text] = -torch.inf
-        best = logits.amax(dim=-1)  # carries NaN through
-        sound = torch.isfinite(best).tolist()
-        if not all(sound):
-            for place, task in enumerate(tasks):
-                if not sound[place]:
-                    self._slots.wipe(place)
-                    task.error = GenerationError(
-                        "the model computed NaN or infinite logits: its weights are damaged or "
-                        "its numbers overflow in this precision; load it with "
-                        'dtype="float32" or "bfloat16"'
-                    )
-            tasks = [task for task, good in zip(tasks, sound, strict=True) if good]
-            logits = logits[torch.tensor(sound, device=logits.device)]
-        if not tasks:
-            return
-        picked = next_tokens(logits, [task.sampler for task in tasks])
-        for task, token in zip(tasks, picked, strict=True):
-            task.take(token)
+        draws = draw_rows(logits, [task.sampler for task in tasks])
+        for place, (task, draw) in enumerate(zip(tasks, draws, strict=True)):
+            if draw is None:
+                self._slots.wipe(place)
+                task.error = GenerationError(BAD_LOGITS)
+            else:
+                task.take(draw)
 
     def _retire(self) -> None:
         """Ended rows leave; a row that asked for it leaves its keys and values behind."""

@@ -152,12 +152,13 @@ class Sampler:
             logits: (V,), any float dtype and device; free of NaN.
         """
         probabilities = self.probabilities(logits)
-        token = int(probabilities.argmax())
+        token = len(probabilities)
         if self._generator is not None:
             total = probabilities.cumsum(dim=0)
             point = torch.rand(1, generator=self._generator, dtype=torch.float64) * total[-1]
-            found = int(torch.searchsorted(total, point, right=True))
-            token = found if found < len(total) else token  # the product was rounded up
+            token = int(torch.searchsorted(total, point, right=True))
+        if token == len(probabilities):  # greedy, or the product was rounded up
+            token = int(probabilities.argmax())
         if self._counted is not None and token not in self._uncounted:
             self._counted[token] = True
         return token
@@ -176,7 +177,8 @@ class Sampler:
         # Less the highest first, or a temperature near 0 would overflow.
         scores = _top_k((scores - scores.max()) / settings.temperature, settings.top_k)
         kept = _nucleus(torch.softmax(scores, dim=-1), settings.top_p)
-        kept = kept * (kept >= settings.min_p * kept.max())
+        if settings.min_p > 0:
+            kept = kept * (kept >= settings.min_p * kept.max())
         return kept / kept.sum()
 
     def _penalise(self, logits: torch.Tensor) -> torch.Tensor:
@@ -278,10 +280,7 @@ def _checked_stop_strings(given: object) -> tuple[str, ...]:
         if not isinstance(each, str) or not each:
             raise ConfigError(f"stop_strings has {each!r} in it; {way_out}")
         if len(each) > MAX_STOP_LENGTH:
-            raise ConfigError(
-                f"stop_strings has a string of {len(each)} characters; the most is "
-                f"{MAX_STOP_LENGTH}"
-            )
+            raise ConfigError(f"stop_strings: {len(each)} characters; at most {MAX_STOP_LENGTH}")
     return tuple(strings)
 
 

@@ -214,14 +214,24 @@ def test_smolvlm_without_num2words(copy: Copy, monkeypatch: pytest.MonkeyPatch) 
     assert "pip install num2words" in refusal(copy("smolvlm"), MissingExtraError)
 
 
-def test_a_family_that_needs_torchvision(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
-    absent(monkeypatch, "torchvision")
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("\nPixtralProcessor requires the Torchvision library\nbut", "pip install torchvision"),
+        ("TimmBackbone requires the timm library", "pip install timm"),
+        ("this processor needs\n`pip install nonesuch`", "pip install nonesuch"),
+    ],
+)
+def test_a_family_that_needs_a_package(
+    copy: Copy, monkeypatch: pytest.MonkeyPatch, message: str, words: str
+) -> None:
+    absent(monkeypatch, words.split()[-1])
 
     def dummy(*_: object) -> None:
-        raise ImportError("\nPixtralProcessor requires the Torchvision library\nbut it was not")
+        raise ImportError(message)
 
     monkeypatch.setattr(hf.LlavaNextProcessor, "__init__", dummy)
-    assert "pip install torchvision" in refusal(copy("llava_next"), MissingExtraError)
+    assert words in refusal(copy("llava_next"), MissingExtraError)
 
 
 def test_a_tokenizer_that_needs_sentencepiece(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
