@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,16 @@ def by_generate(
 
 
 def by_vlm(assistant: Assistant, files: list[Path], lengths: list[int]) -> Tokens:
-    """Files read ahead in threads, as `caption_many` does, then one continuous batch."""
-    from concurrent.futures import ThreadPoolExecutor
-
+    """Files read ahead in threads while one continuous batch runs."""
     assistant.engine.cache.clear()
-    with ThreadPoolExecutor(4) as pool:
+    assistant.engine.prefixes.clear()
+    with ThreadPoolExecutor(2) as pool:
         ready = pool.map(lambda path: assistant.prepare_ahead(path, QUESTION), files)
-        requests = [
+        requests = (
             replace(request, sampling=Sampling(max_new_tokens=length, stop_loops=False))
             for request, length in zip(ready, lengths, strict=True)
-        ]
-    return [list(answer.ids) for answer in assistant.engine.generate(requests)]
+        )
+        return [list(answer.ids) for answer in assistant.engine.generate_all(requests)]
 
 
 def main() -> None:

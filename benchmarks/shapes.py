@@ -31,7 +31,9 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
 }
 
 
-def write_llava(folder: Path, scale: str, patch_size: int | None = None) -> Path:
+def write_llava(
+    folder: Path, scale: str, patch_size: int | None = None, image_size: int = 224
+) -> Path:
     """Write the folder by transformers' own classes.
 
     The decoder's weights are wide enough for answers of many different tokens.
@@ -40,6 +42,7 @@ def write_llava(folder: Path, scale: str, patch_size: int | None = None) -> Path
         folder: to write.
         scale: a key of `SHAPES`.
         patch_size: other than the scale's, for other numbers of visual tokens.
+        image_size: of the square pictures.
     """
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
     from transformers import LlavaForConditionalGeneration as Llava
@@ -47,7 +50,8 @@ def write_llava(folder: Path, scale: str, patch_size: int | None = None) -> Path
     from vlm import testing
 
     vision, text, spread = SHAPES[scale]
-    vision = {**vision, "patch_size": patch_size or vision["patch_size"], "image_size": 224}
+    vision = {**vision, "image_size": image_size}
+    vision["patch_size"] = patch_size or vision["patch_size"]
     testing.tiny_llava_folder(folder, template=testing.ROLE_TOKENS)  # tokenizer and processor
     torch.manual_seed(0)
     config = LlavaConfig(
@@ -64,7 +68,7 @@ def write_llava(folder: Path, scale: str, patch_size: int | None = None) -> Path
     model.save_pretrained(folder)
     settings = json.loads((folder / "processor_config.json").read_text())
     settings["patch_size"] = vision["patch_size"]
-    settings["image_processor"]["size"] = {"shortest_edge": 224}
-    settings["image_processor"]["crop_size"] = {"height": 224, "width": 224}
+    settings["image_processor"]["size"] = {"shortest_edge": image_size}
+    settings["image_processor"]["crop_size"] = {"height": image_size, "width": image_size}
     (folder / "processor_config.json").write_text(json.dumps(settings))
     return folder

@@ -285,6 +285,10 @@ class Assistant:
         """Answer prepared requests as one batch, in their order."""
         return [to_answer(each, self.processor) for each in self.engine.generate(requests)]
 
+    def run_all(self, requests: "Iterable[Request]") -> Iterator[Answer]:
+        """Answers to any number of prepared requests, in their order; few are in memory."""
+        return (to_answer(each, self.processor) for each in self.engine.generate_all(requests))
+
 
 def question_about(image: Images, question: str) -> Message:
     """One user turn: no, one or several pictures, then the question."""

@@ -22,7 +22,7 @@ from vlm.vision import build_vision_tower, encode_pixels
 
 IGNORE_INDEX = -100
 # transformers 5.24 renamed the decoder's argument and its output field.
-_CACHE = (
+CACHE_ARGUMENT = (
     "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 )
 
@@ -202,10 +202,10 @@ class VisionLanguageModel(PreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=past_key_values is not None if use_cache is None else use_cache,
-            **{_CACHE: past_key_values},
+            **{CACHE_ARGUMENT: past_key_values},
             **kwargs,
         )
-        hidden, cache = output.last_hidden_state, getattr(output, _CACHE)
+        hidden, cache = output.last_hidden_state, getattr(output, CACHE_ARGUMENT)
         if labels is not None:
             return VlmOutput(self._loss(hidden, labels, num_items_in_batch), None, cache)
         kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden

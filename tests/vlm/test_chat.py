@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from vlm import testing
 from vlm.assistant import Assistant, load
@@ -27,18 +28,16 @@ def model(folder: Path) -> Assistant:
 
 
 def computed(model: Assistant, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Positions that each prefill runs through the decoder, and pictures that are encoded."""
+    """Positions that each prefill runs through the decoder."""
     runs: list[int] = []
-    decoder = model.engine.model.language_model.get_decoder()
-    forward = decoder.forward
+    embed = model.engine.model.embed
 
-    def counted(*args: object, **kwargs: object) -> object:
-        width = kwargs["inputs_embeds"].shape[1]
-        if width > 1:
-            runs.append(width)
-        return forward(*args, **kwargs)
+    def counted(ids: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
+        if ids.numel() > 1:
+            runs.append(ids.numel())
+        return embed(ids, features)
 
-    monkeypatch.setattr(decoder, "forward", counted)
+    monkeypatch.setattr(model.engine.model, "embed", counted)
     return runs
 
 

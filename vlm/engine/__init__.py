@@ -6,7 +6,12 @@
 - sampling: logits to the next token, and how likely it was
 - stops: the end of an answer before a stop string
 - loops: the end of an answer that only repeats itself
-- runner: prefill and decode of a batch
+- task: a request on its way; scheduler: which ones run, in plain Python
+- slots: keys and values of all running rows; attention: which token sees what
+- prefixes: keys and values of earlier prompts, so that shared beginnings are computed once
+- packed, lean: the same numbers in less time, tried before they are used
+- arrivals: requests that are made in a thread meanwhile
+- runner: one step after the other
 - generate: the same for models that are not ours, by their own `generate`
 - stream: tokens to pieces of text
 - turns: whose turn it is to run the model

@@ -24,18 +24,36 @@ ATTENTION = "vlm_slots"
 
 
 @contextmanager
-def running(config: PretrainedConfig, step: Step, device: torch.device) -> Iterator[None]:
-    """Let the decoder of `config` attend by `step`; one step a thread at a time."""
-    before = config._attn_implementation
-    config._attn_implementation = ATTENTION
+def stepping(
+    step: Step, device: torch.device, layer: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> Iterator[None]:
+    """Let `attend` work by `step` in this thread; one step at a time.
+
+    Args:
+        step: what is computed.
+        device: of the decoder.
+        layer: keys and values to attend to, if the step adds none itself.
+    """
     current.step = step
     current.rows = torch.arange(len(step.lengths), device=device)
     current.positions = torch.tensor(step.lengths, dtype=torch.long, device=device)
+    current.layer = layer
     try:
         yield
     finally:
+        del current.step, current.rows, current.positions, current.layer
+
+
+@contextmanager
+def running(config: PretrainedConfig, step: Step, device: torch.device) -> Iterator[None]:
+    """Let the decoder of `config` itself attend by `step`."""
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        with stepping(step, device):
+            yield
+    finally:
         config._attn_implementation = before
-        del current.step, current.rows, current.positions
 
 
 def attend(

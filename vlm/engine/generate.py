@@ -13,7 +13,8 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,6 +89,17 @@ class GenerateEngine:
         for row in rows:  # the folder may have set a limit of its own
             row.finish_reason = row.finish_reason or "length"
         return [row.completion() for row in rows]
+
+    def generate_all(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Answer any number of requests, in their order, in batches.
+
+        Raises:
+            ContextLengthError: a prompt does not fit.
+            GenerationError: the model computes NaN.
+        """
+        iterator = iter(requests)
+        while batch := list(islice(iterator, _BATCH)):
+            yield from self.generate(batch)
 
     def stream(self, request: Request) -> Iterator[Row]:
         """Answer one request; yields its row after every step, the last time ended.

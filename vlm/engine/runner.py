@@ -8,13 +8,15 @@ arrive meanwhile join at the next step. Shapes: B rows running, V vocabulary.
 import dataclasses
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from vlm.engine.attention import running
+from vlm.engine.arrivals import ahead_of
 from vlm.engine.cache import FeatureCache
 from vlm.engine.features import Encoder
+from vlm.engine.lean import lean_decoder, run_decoder
 from vlm.engine.packed import pack_linears
 from vlm.engine.prefixes import PrefixStore, token_keys
 from vlm.engine.request import Completion, Request, Row
@@ -24,7 +26,7 @@ from vlm.engine.slots import Segment, SlotCache, Step
 from vlm.engine.task import Task
 from vlm.engine.turns import TurnLock
 from vlm.errors import GenerationError
-from vlm.model import _CACHE, VisionLanguageModel
+from vlm.model import VisionLanguageModel
 from vlm.processor import Processor
 
 _LEAST_SHARED = 16  # positions worth copying instead of computing
@@ -61,6 +63,10 @@ class Engine:
         self.lock = TurnLock()
         self._slots = SlotCache()
         self._packed = False
+        with torch.inference_mode():
+            self._lean = lean_decoder(
+                model.language_model.get_decoder(), model.get_input_embeddings()
+            )
 
     def ahead(self, request: Request) -> Request:
         """The request with its pixels made, for a thread that need not wait for the model."""
@@ -93,6 +99,37 @@ class Engine:
         """
         (task,) = self.submit([request])
         return self._steps(task)
+
+    def generate_all(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Answer any number of requests, in their order, with a bounded number in memory.
+
+        Requests are taken in a thread while earlier ones run, so that whatever makes them
+        (reading files, decoding pictures) costs no time at the model; a row that ends makes
+        room for the next at once, across what would be batches.
+
+        Raises:
+            ContextLengthError: a prompt does not fit.
+            GenerationError: the model computes NaN, or memory does not suffice for one row.
+            Exception: what `requests` raises, once all requests before it are answered.
+        """
+        self.optimize()
+        places = self.scheduler.max_running
+        with ahead_of(requests, places) as arriving:
+            tasks: deque[Task] = deque()
+            try:
+                while tasks or not arriving.over:
+                    if len(tasks) < 2 * places:
+                        idle = not tasks or all(task.ended for task in tasks)
+                        tasks.extend(self.submit(arriving.take(places // 4 or 1, wait=idle)))
+                    if tasks and not tasks[0].ended:
+                        self.step()
+                    while tasks and tasks[0].ended:
+                        yield tasks.popleft().result()
+                if arriving.error is not None:
+                    raise arriving.error
+            finally:
+                for task in tasks:
+                    task.finish_reason = task.finish_reason or "cancelled"
 
     def submit(self, requests: Sequence[Request]) -> list[Task]:
         """Put requests into the queue; `generate` and `stream` bring them forward."""
@@ -197,15 +234,10 @@ class Engine:
             embeds = torch.cat([embeds, prompts], dim=1)
         positions = step.position_ids()
         self._slots.reserve(len(old) + len(new), max(positions) + 1)
-        with running(model.config.text_config, step, device):
-            output = model.language_model.get_decoder()(
-                inputs_embeds=embeds,
-                position_ids=torch.tensor([positions], device=device),
-                use_cache=True,
-                **{_CACHE: self._slots},
-            )
-        last = torch.tensor(step.last_tokens(), device=device)
-        return model.logits(output.last_hidden_state[0, last])
+        if self._lean is not None:
+            return model.logits(self._lean(embeds, step, self._slots))
+        decoder = model.language_model.get_decoder()
+        return model.logits(run_decoder(decoder, embeds, step, self._slots))
 
     def _features(self, new: list[Task]) -> torch.Tensor | None:
         """Visual tokens (tokens, D) of the parts of prompts that are computed."""

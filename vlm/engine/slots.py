@@ -141,6 +141,10 @@ class SlotCache(Cache):
         current.layer = (self.keys[layer_idx], self.values[layer_idx])
         return key_states, value_states
 
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (R, G, S, E) of a layer."""
+        return self.keys[index], self.values[index]
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Unused: positions are given to every call."""
         return 0
