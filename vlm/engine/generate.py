@@ -33,6 +33,7 @@ from vlm.engine.turns import TurnLock
 if TYPE_CHECKING:
     from vlm.relative_processor import Inputs, RelativeProcessor
 
+_BATCH = 16  # requests of `generate_all` that run together
 # Inputs with T positions in their second dimension, and so padded on the left, all with
 # zeros but the first. An aligned input that is not named here is right too: it only keeps
 # prompts of different lengths out of one batch.
