@@ -15,6 +15,11 @@ _SETTINGS = (
     "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
 )

@@ -14,6 +14,7 @@ ALLOWED_FILES = (
     "*.json",
     "*.jinja",
     "tokenizer.model",
+    "spiece.model",
     "merges.txt",
     "vocab.txt",
 )
@@ -51,12 +52,12 @@ def is_hub_id(name: str) -> bool:
 
 
 def _download(hub_id: str, patterns: list[str]) -> Path:
-    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
@@ -72,7 +73,7 @@ def _download(hub_id: str, patterns: list[str]) -> Path:
         raise CheckpointError(
             f"{hub_id}: no such folder here and no such model on the hub; check the name"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.TransportError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, HTTPError, OSError) as error:
         raise CheckpointError(
             f"{hub_id}: no such folder here, and the hub cannot be reached; where there is a "
             f"network, run `hf download {hub_id} --local-dir FOLDER` and give that folder"

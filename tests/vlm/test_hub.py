@@ -6,7 +6,11 @@ from typing import Any
 import httpx
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from vlm.errors import CheckpointError
 from vlm.hub import ALLOWED_FILES, resolve
@@ -86,7 +90,7 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [LocalEntryNotFoundError("offline"), httpx.ConnectError("no route"), OSError("disk")]
+    "error", [LocalEntryNotFoundError("offline"), HTTPError("no route"), OSError("disk")]
 )
 def test_without_a_network_the_way_out_is_named(
     monkeypatch: pytest.MonkeyPatch, error: Exception
