@@ -22,7 +22,7 @@ from vlm.engine.prefixes import PrefixStore, token_keys
 from vlm.engine.request import Completion, Request, Row
 from vlm.engine.sampling import BAD_LOGITS, draw_rows
 from vlm.engine.scheduler import Scheduler
-from vlm.engine.slots import Segment, SlotCache, Step
+from vlm.engine.slots import Segment, SlotCache, Step, affordable
 from vlm.engine.task import Task
 from vlm.engine.turns import TurnLock
 from vlm.errors import GenerationError
@@ -41,7 +41,8 @@ class Engine:
         identity: of the weights, for cache keys; by default unique to this engine.
         cache: for visual tokens; by default a new one of 256 MiB.
         prefixes: for keys and values of earlier prompts; by default a new one of 1 GiB.
-        scheduler: how many run together; by default 32.
+        scheduler: how many run together; by default 32, fewer where their keys and values
+            would need more than 4 GiB, or half of the free memory of a GPU.
     """
 
     def __init__(
@@ -58,6 +59,9 @@ class Engine:
         self.cache = FeatureCache() if cache is None else cache
         self.prefixes = PrefixStore() if prefixes is None else prefixes
         self.scheduler = Scheduler[Task]() if scheduler is None else scheduler
+        if scheduler is None:
+            config = model.config.text_config
+            self.scheduler.max_positions = affordable(config, model.dtype, model.device)
         self.identity = identity or uuid.uuid4().hex[:16]
         self.encoder = Encoder(model, processor, self.identity, self.cache)
         self.lock = TurnLock()

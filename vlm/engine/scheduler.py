@@ -20,6 +20,10 @@ class Job(Protocol):
         """Tokens to compute before its first new one."""
 
     @property
+    def reach(self) -> int:
+        """The most positions that it may come to take."""
+
+    @property
     def ended(self) -> bool:
         """Whether it needs no more steps."""
 
@@ -34,12 +38,18 @@ class Scheduler(Generic[J]):
         max_running: places.
         max_step_tokens: prompt tokens admitted in one step; a longer prompt comes alone.
         max_waiting: jobs in the queue; more are refused.
+        max_positions: of all running jobs together; a job that has more runs alone.
     """
 
     def __init__(
-        self, max_running: int = 32, max_step_tokens: int = 8192, max_waiting: int = 10_000
+        self,
+        max_running: int = 32,
+        max_step_tokens: int = 8192,
+        max_waiting: int = 10_000,
+        max_positions: int = 2**62,
     ) -> None:
         assert max_running > 0 and max_step_tokens > 0
+        self.max_positions = max_positions
         self.max_running = max_running
         self.max_step_tokens = max_step_tokens
         self.max_waiting = max_waiting
@@ -73,14 +83,16 @@ class Scheduler(Generic[J]):
         if self.running and free < min(len(self.waiting), -(-self.max_running // 4)):
             return started
         budget = self.max_step_tokens
+        room = self.max_positions - sum(job.reach for job in self.running)
         while self.waiting and len(self.running) < self.max_running:
             job = self.waiting[0]
             if job.ended:  # cancelled while it waited
                 self.waiting.popleft()
                 continue
-            if started and job.num_tokens > budget:
+            if (started and job.num_tokens > budget) or (self.running and job.reach > room):
                 break
             budget -= job.num_tokens
+            room -= job.reach
             self.running.append(self.waiting.popleft())
             started.append(job)
         return started

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
 
 _GROWTH = 64  # positions; growing copies everything, so it must be rare
@@ -158,3 +159,17 @@ class SlotCache(Cache):
             for store, states in ((self.keys, keys), (self.values, values)):
                 shape = (self._rows, states.shape[1], self._positions, states.shape[3])
                 store.append(states.new_zeros(shape))
+
+
+def affordable(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """Positions, of all rows together, that a decoder's keys and values have memory for.
+
+    That is 4 GiB, or half of what is free on a GPU.
+    """
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    each = 2 * config.num_hidden_layers * groups * width * dtype.itemsize
+    on_gpu = device.type == "cuda"
+    memory = torch.cuda.mem_get_info(device)[0] // 2 if on_gpu else 4 * 2**30
+    return int(memory // each)

@@ -28,6 +28,11 @@ class Task(Row):
         return len(self.tokens)
 
     @property
+    def reach(self) -> int:
+        """The most positions that it may come to take."""
+        return len(self.tokens) + self.limit
+
+    @property
     def ended(self) -> bool:
         """Whether it needs no more steps."""
         return self.finish_reason is not None or self.error is not None

@@ -17,6 +17,7 @@ class Count:
     name: int
     num_tokens: int = 1
     steps: int = 1
+    reach: int = 1
 
     @property
     def ended(self) -> bool:
@@ -46,6 +47,20 @@ def test_a_step_takes_a_bounded_number_of_tokens_but_always_one_job() -> None:
     assert scheduler.admit() == jobs[:1]
     assert scheduler.admit() == jobs[1:3]
     assert scheduler.admit() == jobs[3:]
+
+
+def test_positions_of_all_that_run_are_bounded_but_one_job_always_runs() -> None:
+    scheduler = Scheduler[Count](max_positions=10)
+    jobs = [Count(0, reach=30), Count(1, reach=6), Count(2, reach=5), Count(3, reach=4)]
+    scheduler.submit(jobs)
+    assert scheduler.admit() == jobs[:1]
+    assert scheduler.admit() == []
+    jobs[0].steps = 0
+    scheduler.retire(nothing)
+    assert scheduler.admit() == jobs[1:2]
+    jobs[1].steps = 0
+    scheduler.retire(nothing)
+    assert scheduler.admit() == jobs[2:]
 
 
 def test_nearly_full_it_waits_for_a_quarter_of_the_places() -> None:
