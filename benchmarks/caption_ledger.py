@@ -13,10 +13,12 @@ import argparse
 import json
 import os
 import random
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,12 @@ from vlm import testing
 
 COMMAND = [sys.executable, "-c", "from serve.cli import main; main()"]
 Row = tuple[str, str | None, str | None]
+
+
+def bomb(png: bytes) -> bytes:
+    """The picture with a header that declares 65535 x 65535 pixels."""
+    header = b"IHDR" + struct.pack(">II", 65_535, 65_535) + png[24:29]
+    return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
 
 
 def draw(folder: Path, number: int) -> dict[str, str]:
@@ -43,7 +51,7 @@ def draw(folder: Path, number: int) -> dict[str, str]:
                 (data[:-60], "truncated"),
                 (b"no picture", "undecodable"),
                 (b"%PDF-1.7", "unsupported_format"),
-                (data[:16] + b"\x00\x00\xff\xff" * 2 + data[24:], "too_many_pixels"),
+                (bomb(data), "too_many_pixels"),
             ]
             content, code = kinds[seed // 100 % len(kinds)]
             path.write_bytes(content)

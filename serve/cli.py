@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from serve import folders
+from serve import caption_command, folders
 from vlm import __version__
 from vlm.errors import ConfigError, VlmError
 from vlm.startup import skip_final_gc
@@ -108,32 +108,7 @@ def ask(
     print()
 
 
-@app.command()
-def caption(
-    paths: Annotated[list[str], typer.Argument(help="Pictures, and folders of pictures.")],
-    out: Annotated[
-        str, typer.Option("--out", "-o", help="JSONL file; a run that was cut short goes on.")
-    ] = "captions.jsonl",
-    model: Model = None,
-    batch_size: BatchSize = 16,
-    prompt: Annotated[str | None, typer.Option(help="In place of the model's own.")] = None,
-    retry_errors: Annotated[bool, typer.Option(help="Try files again that failed before.")] = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-) -> None:
-    """Caption pictures into a JSONL file, one line each; bad files are listed at the end.
-
-    Exit code 1 tells that none of the pictures could be captioned.
-    """
-    from serve.caption_files import caption_files, find_files
-
-    files = find_files(paths)
-    assistant = _open(model, device, dtype, quantize)
-    some = caption_files(
-        assistant, files, out, batch_size=batch_size, prompt=prompt, retry_errors=retry_errors
-    )
-    raise typer.Exit(0 if some else 1)
+caption_command.register(app)
 
 
 @app.command()

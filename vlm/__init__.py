@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlm.assistant import Assistant, load
+    from vlm.caption_job import caption_images
     from vlm.captioning import CaptionResult
     from vlm.checkpoint import compose
     from vlm.errors import (
         CheckpointError,
         ConfigError,
         ContextLengthError,
+        ErrorLimitError,
         GenerationError,
         ImageError,
         MessageError,
@@ -39,6 +41,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
+    "ErrorLimitError",
     "GenerationError",
     "ImageError",
     "Message",
@@ -49,6 +52,7 @@ __all__ = [
     "RecordError",
     "VlmError",
     "__version__",
+    "caption_images",
     "compose",
     "load",
     "load_image",
@@ -59,6 +63,7 @@ _HOMES = {
     "CaptionResult": "vlm.captioning",
     "Message": "vlm.messages",
     "Record": "vlm.messages",
+    "caption_images": "vlm.caption_job",
     "compose": "vlm.checkpoint",
     "load": "vlm.assistant",
     "load_image": "vlm.images",

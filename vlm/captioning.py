@@ -1,51 +1,54 @@
 """Captions for many pictures: read ahead in threads, run in batches, never stop at a bad file.
 
-`vlm.ledger` writes the results down so that a run can be killed and taken up again.
-Importing this module imports no torch.
+`vlm.caption_job` takes other sources than files and writes a ledger, so that a run can be
+killed and taken up again. Importing this module imports no torch.
 """
 
-import dataclasses
 import hashlib
 import os
 import stat
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vlm.errors import ConfigError, ImageError
-from vlm.image_bytes import shorten
+from vlm.errors import ConfigError
 from vlm.images import DEFAULT_LIMITS
-from vlm.messages import parse_messages, user
 
 if TYPE_CHECKING:
     from vlm.assistant import Assistant
-    from vlm.engine.request import Request
+    from vlm.caption_prompts import Caption
 
 _WEB = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
 SUFFIXES = frozenset((*_WEB, ".heic", ".heif", ".tif", ".tiff"))
-_READERS = 4
-_BATCHES_AHEAD = 2
-_LONGEST_WAIT = 4  # batches of files, bad ones among them, before the good ones run
 _HASH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class CaptionResult:
-    """What came of one file: a caption, or an error with its code.
+    """What came of one picture: a caption, or an error with its code.
 
     Attributes:
-        path: absolute path.
-        caption: the text; None after an error.
+        path: absolute path; ``file#row`` or ``shard.tar#key`` for a picture without one.
+        caption: the text, of the first prompt if there are several; None after an error.
         error: why there is no caption, on one line.
         code: the same in one stable word: those of `vlm.images.load_image`,
-            ``"changed"`` for a file that was written to while it was read, or ``"unfit"``
-            for a picture that this model cannot take.
-        finish_reason: ``"stop"``, or ``"length"`` for a caption that was cut.
-        sha256: of the file's bytes; None where it could not be read or is too large.
-        size: of the file in bytes.
-        mtime_ns: its time of change, in nanoseconds.
+            ``"changed"`` for a file that was written to while it was read, ``"unfit"``
+            for a picture that this model cannot take, ``"prompt"`` for one that lacks a
+            variable of the prompt, ``"context_length"`` for a question that is too long, or
+            ``"generation"`` where the model computed no answer.
+        finish_reason: as in `vlm.answers.Answer`; ``"length"`` for a caption that was cut.
+        sha256: of the encoded bytes; None where they could not be read or are too many.
+        size: of the encoded picture in bytes.
+        mtime_ns: its file's time of change, in nanoseconds.
+        mean_logprob: as in `vlm.answers.Answer`.
+        missing: words of ``include`` that the caption lacks.
+        unwanted: words of ``discourage`` that it holds.
+        captions: of several prompts, by their keys; None where there is one.
+        questions: what was asked, where the prompt has variables.
+        copy_of: the picture with the same bytes whose caption this is.
+        read_ms: to read and decode.
+        wait_ms: from then to the model.
+        total_ms: from the beginning to the caption.
     """
 
     path: str
@@ -56,6 +59,22 @@ class CaptionResult:
     sha256: str | None = None
     size: int | None = None
     mtime_ns: int | None = None
+    mean_logprob: float | None = field(default=None, compare=False)  # batches may round it
+    missing: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()
+    captions: "dict[str, Caption] | None" = field(default=None, compare=False)
+    questions: dict[str, str] | None = None
+    copy_of: str | None = None
+    read_ms: float | None = field(default=None, compare=False)
+    wait_ms: float | None = field(default=None, compare=False)
+    total_ms: float | None = field(default=None, compare=False)
+
+    @property
+    def status(self) -> str:
+        """``"captioned"``, ``"copied"`` or ``"failed"``."""
+        if self.error is not None:
+            return "failed"
+        return "captioned" if self.copy_of is None else "copied"
 
 
 def expand_paths(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
@@ -69,7 +88,7 @@ def expand_paths(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
     for path in paths:
         name = os.fspath(path)
         top = name if "://" in name else os.path.abspath(name)  # the gate refuses URLs by name
-        for found in _walk(top) if os.path.isdir(top) else [top]:
+        for found in walk(top) if os.path.isdir(top) else [top]:
             if found not in seen:
                 seen.add(found)
                 yield found
@@ -101,10 +120,13 @@ def caption_many(
         ContextLengthError: the prompt is too long for the model.
     """
     check_batch_size(batch_size)
-    question = assistant.caption_prompt if prompt is None else prompt
-    parse_messages([user(question)])
-    reader = _Reader(assistant, question, max_new_tokens)
-    return _results(assistant, reader, expand_paths(paths), batch_size)
+    from vlm.caption_items import Item
+    from vlm.caption_pipeline import results
+    from vlm.caption_prompts import CaptionPrompts, literal
+
+    prompts = CaptionPrompts(literal(assistant.caption_prompt if prompt is None else prompt))
+    items = (Item(path, path) for path in expand_paths(paths))
+    return results(assistant, items, prompts, batch_size, {"max_new_tokens": max_new_tokens})
 
 
 def check_batch_size(batch_size: int) -> None:
@@ -113,50 +135,15 @@ def check_batch_size(batch_size: int) -> None:
         raise ConfigError(f"batch_size is {batch_size!r}; it must be a whole number from 1")
 
 
-def _walk(top: str) -> Iterator[str]:
+def walk(top: str) -> Iterator[str]:
+    """Pictures below a folder, sorted; last come the folders that may not be listed."""
     closed: list[str] = []
     for folder, subfolders, files in os.walk(top, onerror=lambda e: closed.append(e.filename)):
         subfolders.sort()
         for name in sorted(files):
             if os.path.splitext(name)[1].lower() in SUFFIXES:
                 yield os.path.join(folder, name)
-    yield from closed  # folders that may not be listed
-
-
-@dataclass(frozen=True)
-class _Read:
-    """A file that has been read: its result so far, and what to run if it is a picture."""
-
-    result: CaptionResult
-    request: "Request | None" = None
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads and prepares one file; called from several threads."""
-
-    assistant: "Assistant"
-    question: str
-    max_new_tokens: int | None
-
-    def __call__(self, path: str) -> _Read:
-        before = file_facts(path)
-        request, refusal = None, None
-        try:
-            request = self.assistant.prepare_ahead(
-                path, self.question, max_new_tokens=self.max_new_tokens
-            )
-        except ImageError as error:
-            refusal = error
-        size, _ = before
-        digest = file_sha256(path) if size is not None else None
-        if file_facts(path) != before:
-            text = f"{shorten(path)} changed while it was read; run again once it is complete"
-            return _Read(CaptionResult(path, error=text, code="changed"))
-        result = CaptionResult(path, None, None, None, None, digest, *before)
-        if refusal is not None:
-            return _Read(dataclasses.replace(result, error=str(refusal), code=refusal.code))
-        return _Read(result, request)
+    yield from closed
 
 
 def file_facts(path: str) -> tuple[int | None, int | None]:
@@ -180,47 +167,3 @@ def file_sha256(path: str) -> str | None:
     except OSError:
         return None
     return digest.hexdigest()
-
-
-def _results(
-    assistant: "Assistant", read: Callable[[str], _Read], paths: Iterator[str], batch_size: int
-) -> Iterator[CaptionResult]:
-    pool = ThreadPoolExecutor(_READERS, thread_name_prefix="vlm-read")
-    try:
-        batch: list[_Read] = []
-        pictures = 0
-        for item in _ahead(pool, read, paths, _BATCHES_AHEAD * batch_size):
-            batch.append(item)
-            pictures += item.request is not None
-            # Bad files wait for no batch, or a long row of them would hold everything back.
-            if pictures in (0, batch_size) or len(batch) >= _LONGEST_WAIT * batch_size:
-                yield from _run(assistant, batch)
-                batch, pictures = [], 0
-        yield from _run(assistant, batch)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, read: Callable[[str], _Read], paths: Iterator[str], number: int
-) -> Iterator[_Read]:
-    """Read files in threads, at most `number` ahead, in order."""
-    pending: deque[Future[_Read]] = deque()
-    for path in paths:
-        pending.append(pool.submit(read, path))
-        if len(pending) > number:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def _run(assistant: "Assistant", batch: list[_Read]) -> Iterator[CaptionResult]:
-    answers = iter(assistant.run([entry.request for entry in batch if entry.request is not None]))
-    for entry in batch:
-        if entry.request is None:
-            yield entry.result
-        else:
-            answer = next(answers)
-            yield dataclasses.replace(
-                entry.result, caption=answer.text, finish_reason=answer.finish_reason
-            )

@@ -8,6 +8,7 @@
     ├── ConfigError           (ValueError)   a recipe or an option is wrong
     ├── ContextLengthError    (ValueError)   prompt and pictures do not fit the context
     ├── GenerationError       (RuntimeError) the model computed something that is no answer
+    ├── ErrorLimitError       (RuntimeError) more pictures failed than a run allows
     ├── QueueFullError        (RuntimeError) too many requests wait already; try again later
     └── MissingExtraError     (ImportError)  an optional dependency or system package is absent
 
@@ -55,6 +56,10 @@ class ContextLengthError(VlmError, ValueError):
 
 class GenerationError(VlmError, RuntimeError):
     """The model's numbers are no answer, for example NaN logits."""
+
+
+class ErrorLimitError(VlmError, RuntimeError):
+    """More pictures failed than a captioning run allows; finished rows are kept."""
 
 
 class QueueFullError(VlmError, RuntimeError):

@@ -96,7 +96,11 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | CleanIma
 
 
 def load_image(
-    source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS, draft_to: int | None = None
+    source: ImageSource,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    draft_to: int | None = None,
+    name: str = "the picture",
 ) -> CleanImage:
     """Bring one picture through the gate.
 
@@ -107,6 +111,7 @@ def load_image(
         draft_to: JPEG only: decode at 1/2, 1/4 or 1/8 scale as long as both sides
             stay at least this many pixels. Much faster for big photos; the pixels
             then differ slightly from a full decode.
+        name: of what comes in memory, for errors.
 
     Raises:
         ImageError: with a ``code``: ``missing``, ``unreadable``, ``remote_url``,
@@ -117,9 +122,9 @@ def load_image(
     if isinstance(source, CleanImage):
         return source
     if isinstance(source, Image.Image):
-        return _clean_picture(source, limits)
+        return _clean_picture(source, limits, name)
     if isinstance(source, bytes | bytearray | memoryview):
-        data, name = bytes(source), "the picture"
+        data = bytes(source)
         check_bytes(len(data), limits.max_bytes, name)
     elif isinstance(source, str | os.PathLike):
         path = os.fspath(source)
@@ -157,8 +162,7 @@ def _clean_bytes(data: bytes, name: str, limits: ImageLimits, draft_to: int | No
     return CleanImage(_without_info(pixels, image), found, size, _is_animated(image))
 
 
-def _clean_picture(picture: Image.Image, limits: ImageLimits) -> CleanImage:
-    name = "the picture"
+def _clean_picture(picture: Image.Image, limits: ImageLimits, name: str) -> CleanImage:
     if 0 in picture.size:
         raise ImageError(f"{name} has no pixels; pass one with width and height", "empty_image")
     _check_pixels(picture.size, limits, name)

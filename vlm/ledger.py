@@ -1,56 +1,67 @@
-"""Captions on disk, one JSON line a file, so that a killed run can be taken up again.
+"""Captions on disk, one JSON line a picture, so that a killed run can be taken up again.
 
 The promise: however and whenever a run ends, a rerun of the same command leaves exactly
-one row for every file. A row is one line, written whole and flushed; a last line that a
-kill tore is cut off by the next run. Rows name model, prompt and length, and a ledger
-holds one combination only. A file that has changed since gets a new row: the last row of
-a path counts.
+one row for every picture. A row is one line, written whole and flushed; a last line that a
+kill tore is cut off by the next run. Rows name model, prompt and options, and a ledger
+holds one combination only. A picture that has changed since gets a new row: the last row
+of a path counts. What is kept in memory is about 330 bytes a row.
 """
 
 import contextlib
-import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from vlm.captioning import (
-    CaptionResult,
-    caption_many,
-    check_batch_size,
-    expand_paths,
-    file_facts,
-    file_sha256,
+from vlm.caption_items import Item, file_item
+from vlm.caption_prompts import CaptionPrompts
+from vlm.captioning import CaptionResult, expand_paths, file_facts, file_sha256
+from vlm.errors import ConfigError, RecordError
+from vlm.ledger_rows import (
+    START,
+    encode_row,
+    foreign,
+    name_key,
+    open_locked,
+    parse_row,
+    read_line,
+    result_of,
+    row_of,
 )
-from vlm.errors import ConfigError, MissingExtraError, RecordError
 
 if TYPE_CHECKING:
     from vlm.assistant import Assistant
+    from vlm.caption_export import Exported
 
-_START = b'{"path": '  # of every row; tells a torn row from somebody else's file
-_FACTS = ("size", "mtime_ns", "sha256", "error")
+_KNOWN = struct.Struct("<qqB32s")  # size and time, -1 for None; flags; sha256
+_FAILED, _HASHED = 1, 2
+_OFFSET_BITS = 48
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did: captions and errors written, files that had a row already."""
+    """What a run did.
+
+    Attributes:
+        captioned: pictures that got a caption.
+        failed: pictures that got a row with an error.
+        skipped: pictures that had a row already.
+        copied: of the captioned ones, those with the caption of a picture of the same bytes.
+        complete: False for a rank whose run is merged by another one, or later.
+        exported: text files that were written, if any were asked for.
+    """
 
     captioned: int
     failed: int
     skipped: int
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What a ledger knows of a file."""
-
-    size: int | None
-    mtime_ns: int | None
-    sha256: bytes | None
-    failed: bool
+    copied: int = 0
+    complete: bool = True
+    exported: "Exported | None" = None
 
 
 def caption_to_ledger(
@@ -64,55 +75,25 @@ def caption_to_ledger(
     retry_errors: bool = False,
     on_row: Callable[[CaptionResult], None] | None = None,
 ) -> Summary:
-    """Caption files and folders into a JSONL ledger; files with a row are skipped.
-
-    Args:
-        assistant: does the work.
-        paths: files and folders, as for `vlm.captioning.caption_many`.
-        out: the ledger; made if absent, continued if present.
-        batch_size: pictures that run together, and rows between two syncs to disk.
-        prompt: replaces the model's own captioning question.
-        max_new_tokens: the most tokens of a caption.
-        retry_errors: try files again whose row is an error.
-        on_row: called with each new row once it is written.
+    """Caption picture files and folders; `vlm.caption_images` with the plainest options.
 
     Raises:
-        ConfigError: another process writes this ledger, or it holds the captions of
-            another model, prompt or length.
-        RecordError: `out` is no ledger, or cannot be written.
+        ConfigError, RecordError, MessageError, ContextLengthError: as `caption_images`.
     """
-    check_batch_size(batch_size)
-    run = {
-        "model": assistant.name,
-        "model_id": assistant.identity,
-        "prompt": assistant.caption_prompt if prompt is None else prompt,
-        "max_new_tokens": max_new_tokens,
-    }
-    counts = {"captioned": 0, "failed": 0, "skipped": 0}
-    with Ledger(out, run) as ledger:
+    from vlm.caption_job import caption_images
+    from vlm.caption_prompts import literal
 
-        def lacking() -> Iterator[str]:
-            for path in expand_paths(paths):
-                if ledger.has(path, retry_errors):
-                    counts["skipped"] += 1
-                else:
-                    yield path
-
-        results = caption_many(
-            assistant,
-            lacking(),
-            batch_size=batch_size,
-            prompt=prompt,
-            max_new_tokens=max_new_tokens,
-        )
-        for number, result in enumerate(results, 1):
-            ledger.append(result)
-            counts["captioned" if result.error is None else "failed"] += 1
-            if number % batch_size == 0:
-                ledger.sync()
-            if on_row is not None:
-                on_row(result)
-    return Summary(**counts)
+    return caption_images(
+        map(file_item, expand_paths(paths)),
+        out,
+        model=assistant,
+        batch_size=batch_size,
+        prompt=None if prompt is None else literal(prompt),
+        max_new_tokens=max_new_tokens,
+        retry_errors=retry_errors,
+        ranks=(0, 1),
+        on_result=on_row,
+    )
 
 
 class Ledger:
@@ -120,29 +101,45 @@ class Ledger:
 
     Args:
         path: the file.
-        run: what all rows have in common: model, model_id, prompt, max_new_tokens.
+        run: what all rows have in common: model, model_id, prompt, max_new_tokens, options.
+        prompts: with them, `find` knows earlier captions.
+        before: other ledgers of the same run, whose rows count too; read only.
 
     Raises:
-        ConfigError, RecordError: on entering; see `caption_to_ledger`.
+        ConfigError: on entering: another process writes it, or it is another run's.
+        RecordError: on entering: it is no ledger, or cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], run: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        run: Mapping[str, Any],
+        prompts: CaptionPrompts | None = None,
+        before: Sequence[str | os.PathLike[str]] = (),
+    ) -> None:
         self.path = Path(path)
-        self._run = run
-        self._known: dict[str, _Known] = {}
-        self._file: BinaryIO
+        self._run = dict(run)
+        self._prompts = prompts
+        self._before = [Path(each) for each in before if Path(each) != self.path]
+        self._known: dict[bytes, bytes] = {}
+        self._captions: dict[bytes, int] = {}  # where a caption of the same bytes stands
+        self._files: list[BinaryIO] = []
+        self._end = 0
 
     def __enter__(self) -> "Ledger":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a+b")
+            self._files = [open_locked(self.path)]
         except OSError as error:
             raise self._unwritable(error) from error
         try:
-            _lock(self._file, self.path)
-            self._read()
+            for path in self._before:
+                if path.exists():
+                    self._files.append(open(path, "rb"))
+            for place in reversed(range(len(self._files))):
+                self._read(place)
         except BaseException:
-            self._file.close()
+            self._close()
             raise
         return self
 
@@ -155,36 +152,60 @@ class Ledger:
         try:
             self.sync()
         finally:
+            self._close()
+
+    def _close(self) -> None:
+        for file in self._files:
             with contextlib.suppress(OSError):  # it flushes once more what `sync` could not
-                self._file.close()  # gives the lock back
+                file.close()  # gives the lock back
 
     def has(self, path: str, retry_errors: bool = False) -> bool:
         """Whether there is a row for this very content; the file's time may have changed."""
-        known = self._known.get(path)
-        if known is None or (retry_errors and known.failed):
-            return False
-        size, mtime_ns = file_facts(path)
-        if size != known.size or mtime_ns == known.mtime_ns:
-            return size == known.size
-        return known.sha256 is not None and file_sha256(path) == known.sha256.hex()
+        return self.has_item(Item(path, path), retry_errors)
 
-    def append(self, result: CaptionResult) -> None:
-        """Write one row and flush it.
+    def has_item(self, item: Item, retry_errors: bool = False) -> bool:
+        """The same for a picture of any source."""
+        found = self._known.get(name_key(item.name))
+        if found is None:
+            return False
+        size, mtime_ns, flags, digest = _KNOWN.unpack(found)
+        if retry_errors and flags & _FAILED:
+            return False
+        if item.path is None:
+            if not isinstance(item.data, bytes):  # none, or pixels, which have no file's hash
+                return True
+            return not flags & _HASHED or hashlib.sha256(item.data).digest() == digest
+        now = [-1 if fact is None else fact for fact in file_facts(item.path)]
+        if now[0] != size or now[1] == mtime_ns:
+            return bool(now[0] == size)
+        return bool(flags & _HASHED) and file_sha256(item.path) == digest.hex()
+
+    def find(self, same: bytes) -> CaptionResult | None:
+        """A captioned picture by `CaptionPrompts.same`; may be called from any thread."""
+        place = self._captions.get(same)
+        if place is None:
+            return None
+        file = self._files[place >> _OFFSET_BITS]
+        row = json.loads(read_line(file.fileno(), place & ((1 << _OFFSET_BITS) - 1)))
+        return result_of(row)
+
+    def append(self, result: CaptionResult, index: int | None = None) -> None:
+        """Write one row and flush it; `index` is its place in the input, for a merge.
 
         Raises:
             RecordError: the disk is full or gone; finished rows are kept.
         """
-        row = {**dataclasses.asdict(result), **self._run}
+        row = {**row_of(result), **self._run}
+        if index is not None:
+            row["index"] = index
+        line = encode_row(row)
         try:
-            line = json.dumps(row, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:  # a file name that is no UTF-8
-            line = json.dumps(row).encode("ascii")
-        try:
-            self._file.write(line + b"\n")
-            self._file.flush()
+            self._files[0].write(line)
+            self._files[0].flush()
         except OSError as error:
             raise self._unwritable(error) from error
-        self._remember(row)
+        self._remember(row, self._end)
+        self._end += len(line)
 
     def sync(self) -> None:
         """Have the rows survive a power cut, as far as the disk keeps its word.
@@ -193,55 +214,54 @@ class Ledger:
             RecordError: the disk is full or gone.
         """
         try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._files[0].flush()
+            os.fsync(self._files[0].fileno())
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def _read(self) -> None:
+    def _read(self, place: int) -> None:
         """Take in all rows; cut off a torn last line."""
-        self._file.seek(0)
+        file, path = self._files[place], [self.path, *self._before][place]
+        file.seek(0)
         end = 0
-        for number, line in enumerate(self._file, 1):
+        for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
-                if not (line.startswith(_START) or _START.startswith(line)):
-                    raise self._foreign(number)
-                self._file.truncate(end)
+                if not (line.startswith(START) or START.startswith(line)):
+                    raise foreign(path, number)
+                if place == 0:
+                    file.truncate(end)
                 break
-            row = self._row(line, number)
-            self._check_run(row)
+            row = parse_row(line, path, number, self._run)
+            self._check_run(row, path)
             try:
-                self._remember(row)
-            except (TypeError, ValueError) as error:
-                raise self._foreign(number) from error
+                self._remember(row, place << _OFFSET_BITS | end)
+            except (AttributeError, TypeError, ValueError, struct.error) as error:
+                raise foreign(path, number) from error
             end += len(line)
+        if place == 0:
+            self._end = end
 
-    def _row(self, line: bytes, number: int) -> dict[str, Any]:
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise self._foreign(number) from error
-        if not line.startswith(_START) or not {*_FACTS, *self._run} <= set(row):
-            raise self._foreign(number)
-        return dict(row)
+    def _check_run(self, row: Mapping[str, Any], path: Path) -> None:
+        for key in ("model_id", "prompt", "max_new_tokens", "options"):
+            old, new = row.get(key), self._run.get(key)
+            if old == new:
+                continue
+            if isinstance(old, dict) and isinstance(new, dict) and key == "options":
+                key = next(k for k in (*old, *new) if old.get(k) != new.get(k))
+                old, new = old.get(key), new.get(key)
+            raise ConfigError(
+                f"{path} holds captions with {key} {old!r} (model {row['model']}), "
+                f"not {new!r}; give another ledger, or the same {key}"
+            )
 
-    def _check_run(self, row: dict[str, Any]) -> None:
-        for key in ("model_id", "prompt", "max_new_tokens"):
-            if row[key] != self._run[key]:
-                raise ConfigError(
-                    f"{self.path} holds captions with {key} {row[key]!r} (model {row['model']}), "
-                    f"not {self._run[key]!r}; give another ledger, or the same {key}"
-                )
-
-    def _remember(self, row: dict[str, Any]) -> None:
+    def _remember(self, row: Mapping[str, Any], place: int) -> None:
         digest = bytes.fromhex(row["sha256"]) if row["sha256"] else None
-        failed = row["error"] is not None
-        self._known[row["path"]] = _Known(row["size"], row["mtime_ns"], digest, failed)
-
-    def _foreign(self, number: int) -> RecordError:
-        return RecordError(
-            f"{self.path}:{number} is no row of captions; give another file to write to"
-        )
+        flags = _FAILED * (row["error"] is not None) | _HASHED * (digest is not None)
+        size, mtime_ns = (-1 if row[key] is None else row[key] for key in ("size", "mtime_ns"))
+        self._known[name_key(row["path"])] = _KNOWN.pack(size, mtime_ns, flags, digest or b"")
+        if self._prompts is not None and digest is not None and not flags & _FAILED:
+            same = self._prompts.same(row["sha256"], row.get("questions") or {})
+            self._captions.setdefault(same, place)
 
     def _unwritable(self, error: OSError) -> RecordError:
         reason = error.strerror or str(error)
@@ -249,19 +269,3 @@ class Ledger:
             f"{self.path}: cannot be written ({reason}); make room or give another file, "
             "then run again: finished rows are kept"
         )
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Hold the ledger for this process; the system gives it back even after a kill."""
-    try:
-        import fcntl
-    except ImportError as error:
-        raise MissingExtraError(
-            "ledgers need file locks of a POSIX system; use WSL, or Assistant.caption_many"
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ConfigError(
-            f"{path} is being written by another process; wait for it or give another file"
-        ) from error

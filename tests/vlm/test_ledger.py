@@ -61,7 +61,7 @@ def test_new_and_changed_files_get_a_row(model: Assistant, album: Path, tmp_path
     testing.draw_image(seed=3).save(album / "03.png")
     testing.draw_image(seed=50).save(album / "50.png")
     (album / "02.png").unlink()
-    assert run(model, album, out) == Summary(captioned=3, failed=0, skipped=NUMBER - 3)
+    assert run(model, album, out) == Summary(3, 0, skipped=NUMBER - 3, copied=1)
     last = {row["path"]: row["caption"] for row in rows(out)}
     assert last[str(album / "00.png")] == last[str(album / "01.png")]
     assert last[str(album / "03.png")] == model.caption(album / "03.png", max_new_tokens=12)

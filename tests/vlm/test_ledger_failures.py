@@ -31,6 +31,14 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
+def untimed(lines: bytes) -> list[dict[str, Any]]:
+    """Whole rows without times, and without logprobs, whose last digits depend on the batch."""
+    whole = [json.loads(line) for line in lines.splitlines(keepends=True) if line[-1:] == b"\n"]
+    return [
+        {key: row[key] for key in row if not key.endswith(("_ms", "_logprob"))} for row in whole
+    ]
+
+
 def captions(out: Path) -> list[tuple[str, str | None, str | None]]:
     """What a run promises; sorted, as a rerun appends what was lacking."""
     return sorted((row["path"], row["caption"], row["code"]) for row in rows(out))
@@ -95,7 +103,8 @@ def test_a_torn_last_row_is_written_anew(
     *first, last = whole.splitlines(keepends=True)
     out.write_bytes(b"".join(first) + last[:left])
     assert run(model, album, out) == Summary(1, 0, NUMBER - 1)
-    assert out.read_bytes() == whole
+    assert out.read_bytes().startswith(b"".join(first))
+    assert untimed(out.read_bytes()) == untimed(whole)
 
 
 def test_a_run_that_is_interrupted_keeps_its_rows(
@@ -168,6 +177,7 @@ def test_a_full_disk_is_told_and_finished_rows_are_kept(
     room = sum(map(len, lines[:3])) + 100
     with largest_file(room), pytest.raises(RecordError, match="finished rows are kept"):
         run(model, album, out)
-    assert out.read_bytes() == whole.read_bytes()[:room]
+    assert out.stat().st_size == room
+    assert untimed(out.read_bytes()) == untimed(b"".join(lines[:3]))
     assert run(model, album, out).skipped == 3
-    assert out.read_bytes() == whole.read_bytes()
+    assert untimed(out.read_bytes()) == untimed(whole.read_bytes())
