@@ -1,8 +1,8 @@
-"""A finished answer as the caller sees it: the text, why it ended, how sure the model was."""
+"""How an answer is asked for, and how it is given: its text, why it ended, how sure it is."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from vlm.engine.stream import REPLACEMENT, Detokenizer
 
@@ -12,6 +12,21 @@ if TYPE_CHECKING:
     from vlm.relative_processor import RelativeProcessor
 
 _CONTEXT = 8  # tokens before one that may change how it is spelt: a space, half a character
+
+
+class SamplingOptions(TypedDict, total=False):
+    """Keyword arguments of every method that generates; see `vlm.engine.sampling.Sampling`."""
+
+    max_new_tokens: int | None
+    temperature: float
+    top_p: float
+    seed: int | None
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    stop_strings: str | Sequence[str]
+    logprobs: int | None
+    stop_loops: bool
 
 
 @dataclass(frozen=True)

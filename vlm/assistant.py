@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from vlm import hub
 from vlm.about import CAPTION_PROMPT, About, read_about
-from vlm.answers import Answer, to_answer
+from vlm.answers import Answer, SamplingOptions, to_answer
 from vlm.captioning import CaptionResult, caption_many, check_batch_size
 from vlm.errors import ConfigError, MessageError
 from vlm.fingerprint import fingerprint
@@ -36,21 +36,6 @@ if TYPE_CHECKING:
     from vlm.relative_processor import RelativeProcessor
 
 Images = ImageSource | Sequence[ImageSource] | None
-
-
-class SamplingOptions(TypedDict, total=False):
-    """Keyword arguments of every method that generates; see `vlm.engine.sampling.Sampling`."""
-
-    max_new_tokens: int | None
-    temperature: float
-    top_p: float
-    seed: int | None
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    stop_strings: str | Sequence[str]
-    logprobs: int | None
-    stop_loops: bool
 
 
 def load(
@@ -280,6 +265,20 @@ class Assistant:
     ) -> "Request":
         """One picture and a question with all done that needs no turn at the model, pixels too."""
         return self.engine.ahead(self.prepare([question_about(image, question)], **sampling))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model as a standard folder; see `vlm.checkpoint.save_checkpoint`.
+
+        Raises:
+            CheckpointError: the folder cannot be written, or the weights are quantised.
+            ConfigError: the model is none of our LLaVAs.
+        """
+        from vlm.checkpoint import save_checkpoint
+        from vlm.processor import Processor
+
+        if not isinstance(self.processor, Processor):
+            raise ConfigError(f"{self.name} is no LLaVA folder; copy the folder it came from")
+        save_checkpoint(self.engine.model, self.processor, folder)
 
     def run(self, requests: "Sequence[Request]") -> list[Answer]:
         """Answer prepared requests as one batch, in their order."""

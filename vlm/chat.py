@@ -15,7 +15,8 @@ from vlm.images import ImageSource, load_image
 from vlm.messages import Message, assistant, parse_messages, user
 
 if TYPE_CHECKING:
-    from vlm.assistant import Assistant, SamplingOptions
+    from vlm.answers import SamplingOptions
+    from vlm.assistant import Assistant
 
 
 class Chat:

@@ -239,3 +239,13 @@ def test_the_built_in_model_is_found(
     monkeypatch.setattr(builtin, "__file__", str(tmp_path / "__init__.py"))
     model = load()
     assert model.built_in and model.ask(PICTURE, "a?", max_new_tokens=2)
+
+
+def test_a_saved_model_answers_as_before(tmp_path: Path) -> None:
+    model = load(testing.tiny_llava_folder(tmp_path / "a"))
+    model.save(tmp_path / "b")
+    picture = testing.draw_image()
+    again = load(tmp_path / "b")
+    assert again.ask(picture, "what?", max_new_tokens=6) == model.ask(
+        picture, "what?", max_new_tokens=6
+    )

@@ -1,11 +1,17 @@
 """Same folder, same numbers: ours against transformers' LlavaForConditionalGeneration."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import (
+    AutoProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
 from vlm import testing
 from vlm.checkpoint import compose, load_checkpoint, save_checkpoint
@@ -148,3 +154,32 @@ def test_ids_of_whole_dialogues(tmp_path: Path, template: str) -> None:
     chat = [{"role": m.role, "content": m.text} for m in messages]
     expected = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"]
     assert processor.encode(messages).input_ids == expected
+
+
+def test_an_interleave_folder_of_sizes_that_do_not_divide(tmp_path: Path) -> None:
+    """SigLIP so400m has 384 pixels in patches of 14: the last six are not seen."""
+    config = SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=33,
+        patch_size=14,
+        vision_use_head=False,
+    )
+    text = testing.tiny_text_config("qwen2", tie=True)
+    folder = testing.tiny_llava_folder(tmp_path, "qwen2", tower="siglip", strategy="full", layer=-1)
+    LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=config,
+            text_config=text,
+            image_token_index=3,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+            tie_word_embeddings=True,
+        )
+    ).save_pretrained(folder)
+    settings = json.loads((folder / "processor_config.json").read_text())
+    settings["image_processor"]["size"] = {"height": 33, "width": 33}
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    assert_same(folder, *load_checkpoint(folder))
