@@ -9,7 +9,8 @@
 - task: a request on its way; scheduler: which ones run, in plain Python
 - slots: keys and values of all running rows; attention: which token sees what
 - prefixes: keys and values of earlier prompts, so that shared beginnings are computed once
-- packed, lean: the same numbers in less time, tried before they are used
+- decoders: which way a decoder is run; lean: the fastest, for the Llama family
+- packed: weights rearranged for the CPU's kernels
 - arrivals: requests that are made in a thread meanwhile
 - runner: one step after the other
 - generate: the same for models that are not ours, by their own `generate`

@@ -15,10 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlm.engine.attention import attend, running, stepping
-from vlm.engine.slots import Segment, SlotCache, Step
+from vlm.engine.attention import attend, stepping
+from vlm.engine.slots import SlotCache, Step
 
-_TOLERANCE = 1e-5  # of the largest value
 _PARTS = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj")
 Norm = Callable[[torch.Tensor], torch.Tensor]
@@ -80,12 +79,10 @@ class LeanDecoder:
         return query
 
 
-def lean_decoder(decoder: nn.Module, embeddings: nn.Module) -> LeanDecoder | None:
-    """A lean form of the decoder, or None where its structure or its numbers are others.
+def lean_decoder(decoder: Any) -> LeanDecoder | None:
+    """A lean form of the decoder, or None where its structure is another.
 
-    Args:
-        decoder: in evaluation mode.
-        embeddings: of its tokens, for the trial.
+    Its numbers are to be tried, see `vlm.engine.decoders`.
     """
     layers = getattr(decoder, "layers", None)
     if layers is None or not all(_is_llama_layer(layer) for layer in layers):
@@ -95,39 +92,7 @@ def lean_decoder(decoder: nn.Module, embeddings: nn.Module) -> LeanDecoder | Non
     windowed = getattr(decoder.config, "sliding_window", None) is not None
     if windowed and not all(hasattr(layer.self_attn, "sliding_window") for layer in layers):
         return None  # the window is given by the layer's caller: a short trial cannot tell
-    lean = LeanDecoder(decoder)
-    weight = embeddings.weight
-    assert isinstance(weight, torch.Tensor)
-    ids = torch.arange(7, device=weight.device) % len(weight)
-    embeds = embeddings(ids)[None]
-    step = Step([], [Segment(0, 0, 4), Segment(1, 0, 3)])
-    try:
-        got, expected = lean(embeds, step, _cache()), run_decoder(decoder, embeds, step, _cache())
-    except (RuntimeError, TypeError, ValueError, AttributeError):
-        return None
-    off = (got - expected).abs().max()
-    return lean if bool(off <= _TOLERANCE * expected.abs().max()) else None
-
-
-def run_decoder(decoder: Any, embeds: torch.Tensor, step: Step, cache: SlotCache) -> torch.Tensor:
-    """The same by the decoder's own class: (1, n, D) to (B, D)."""
-    from vlm.model import CACHE_ARGUMENT
-
-    device = embeds.device
-    with running(decoder.config, step, device):
-        output = decoder(
-            inputs_embeds=embeds,
-            position_ids=torch.tensor([step.position_ids()], device=device),
-            use_cache=True,
-            **{CACHE_ARGUMENT: cache},
-        )
-    return output.last_hidden_state[0, torch.tensor(step.last_tokens(), device=device)]
-
-
-def _cache() -> SlotCache:
-    cache = SlotCache()
-    cache.reserve(2, 8)
-    return cache
+    return LeanDecoder(decoder)
 
 
 def _is_llama_layer(layer: nn.Module) -> bool:

@@ -15,8 +15,8 @@ import torch
 
 from vlm.engine.arrivals import ahead_of
 from vlm.engine.cache import FeatureCache
+from vlm.engine.decoders import choose
 from vlm.engine.features import Encoder
-from vlm.engine.lean import lean_decoder, run_decoder
 from vlm.engine.packed import pack_linears
 from vlm.engine.prefixes import PrefixStore, token_keys
 from vlm.engine.request import Completion, Request, Row
@@ -67,10 +67,7 @@ class Engine:
         self.lock = TurnLock()
         self._slots = SlotCache()
         self._packed = False
-        with torch.inference_mode():
-            self._lean = lean_decoder(
-                model.language_model.get_decoder(), model.get_input_embeddings()
-            )
+        self._decode = choose(model.language_model.get_decoder(), model.get_input_embeddings())
 
     def ahead(self, request: Request) -> Request:
         """The request with its pixels made, for a thread that need not wait for the model."""
@@ -238,10 +235,7 @@ class Engine:
             embeds = torch.cat([embeds, prompts], dim=1)
         positions = step.position_ids()
         self._slots.reserve(len(old) + len(new), max(positions) + 1)
-        if self._lean is not None:
-            return model.logits(self._lean(embeds, step, self._slots))
-        decoder = model.language_model.get_decoder()
-        return model.logits(run_decoder(decoder, embeds, step, self._slots))
+        return model.logits(self._decode(embeds, step, self._slots))
 
     def _features(self, new: list[Task]) -> torch.Tensor | None:
         """Visual tokens (tokens, D) of the parts of prompts that are computed."""

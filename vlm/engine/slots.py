@@ -113,7 +113,7 @@ class SlotCache(Cache):
     ) -> None:
         """Put the first `length` positions of a row that was copied out into a place."""
         for layer, (keys, values) in enumerate(row):
-            self._start_layer(layer, keys[None], values[None])
+            self.start_layer(layer, keys[None], values[None])
             self.keys[layer][place, :, :length] = keys[:, :length]
             self.values[layer][place, :, :length] = values[:, :length]
 
@@ -126,7 +126,7 @@ class SlotCache(Cache):
         **__: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the step's keys and values (1, G, n, E) into their rows' places."""
-        self._start_layer(layer_idx, key_states, value_states)
+        self.start_layer(layer_idx, key_states, value_states)
         step: Step = current.step
         count = len(step.lengths)
         for store, states in ((self.keys, key_states), (self.values, value_states)):
@@ -154,7 +154,8 @@ class SlotCache(Cache):
         """Unused: attention makes its own masks."""
         return query_length, 0
 
-    def _start_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def start_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Make room for a layer with states of these shapes, if it is the next one."""
         if layer == len(self.keys):
             for store, states in ((self.keys, keys), (self.values, values)):
                 shape = (self._rows, states.shape[1], self._positions, states.shape[3])

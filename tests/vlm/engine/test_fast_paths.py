@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from vlm import testing
 from vlm.checkpoint import compose, load_checkpoint
+from vlm.engine.decoders import Recompute, SlotDecoder
+from vlm.engine.lean import LeanDecoder
 from vlm.engine.packed import pack_linears, unpack_linears
 from vlm.engine.request import Request
 from vlm.engine.runner import Engine
@@ -33,7 +35,7 @@ def test_lean_layers_serve_the_llama_family_alone(
     vision = testing.tiny_vision_folder(tmp_path / "v")
     text = testing.tiny_language_folder(tmp_path / "l", language)
     engine = Engine(*compose(vision, text))
-    assert (engine._lean is not None) == (language in LEAN)
+    assert isinstance(engine._decode, LeanDecoder if language in LEAN else SlotDecoder)
 
 
 @pytest.mark.parametrize("language", sorted(LEAN))
@@ -42,7 +44,7 @@ def test_lean_answers_are_the_decoders_own(tmp_path: Path, language: testing.Lan
     text = testing.tiny_language_folder(tmp_path / "l", language)
     model, processor = compose(vision, text)
     lean, plain = Engine(model, processor), Engine(model, processor)
-    plain._lean = None
+    plain._decode = SlotDecoder(model.language_model.get_decoder())
     batch = [ask(lean, i) for i in range(6)]
     assert ids(lean.generate(batch)) == ids(plain.generate(batch))
 
@@ -52,16 +54,33 @@ def test_mistral_without_a_window_runs_lean(tmp_path: Path) -> None:
     text = testing.tiny_language_folder(tmp_path / "l", "mistral")
     raw = json.loads((text / "config.json").read_text())
     (text / "config.json").write_text(json.dumps({**raw, "sliding_window": None}))
-    assert Engine(*compose(vision, text))._lean is not None
+    assert isinstance(Engine(*compose(vision, text))._decode, LeanDecoder)
 
 
 def test_a_decoder_that_does_more_is_not_run_lean(tmp_path: Path) -> None:
     """The structure is Llama's, the numbers are not: the trial must notice."""
     model, processor = load_checkpoint(testing.tiny_llava_folder(tmp_path))
-    layer = model.language_model.model.layers[1]
-    layer.post_attention_layernorm.register_forward_hook(lambda _, __, out: out * 1.01)
-    layer.post_attention_layernorm.weight.data = layer.post_attention_layernorm.weight.double()
-    assert Engine(model, processor)._lean is None
+    mlp = model.language_model.model.layers[1].mlp
+    compute = mlp.forward
+    mlp.forward = lambda states: 1.01 * compute(states)
+    assert isinstance(Engine(model, processor)._decode, SlotDecoder)
+
+
+def test_a_decoder_with_an_attention_of_its_own_is_recomputed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = load_checkpoint(testing.tiny_llava_folder(tmp_path))
+    reference = Engine(model, processor)
+    requests = [ask(reference, i) for i in range(4)]
+    expected = ids(reference.generate(requests))
+    monkeypatch.setattr("vlm.engine.decoders.lean_decoder", lambda decoder: None)
+    monkeypatch.setattr("vlm.engine.decoders.SlotDecoder", lambda decoder: None)
+    engine = Engine(model, processor)
+    assert isinstance(engine._decode, Recompute)
+    assert caplog.text.count("does not use transformers' attention interface") == 1
+    assert ids(engine.generate(requests)) == expected
+    kept = [replace(request, keep=True) for request in requests]
+    assert ids(engine.generate(kept)) == expected == ids(engine.generate(kept))
 
 
 def test_packed_layers_compute_the_same_and_can_be_unpacked() -> None:
