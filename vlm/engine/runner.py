@@ -18,7 +18,7 @@ from vlm.engine.cache import FeatureCache
 from vlm.engine.decoders import choose
 from vlm.engine.features import Encoder
 from vlm.engine.packed import pack_linears
-from vlm.engine.prefixes import PrefixStore, token_keys
+from vlm.engine.prefixes import PrefixStore, shared_length
 from vlm.engine.request import Completion, Request, Row
 from vlm.engine.sampling import BAD_LOGITS, draw_rows
 from vlm.engine.scheduler import Scheduler
@@ -197,6 +197,8 @@ class Engine:
         return len(self.scheduler) > 0
 
     def _advance(self, old: list[Task], new: list[Task]) -> None:
+        reach = max(len(task.tokens) for task in new) if new else 0
+        self._slots.reserve(len(old) + len(new), reach + 1)
         for place, task in enumerate(new, len(old)):
             task.length = self._take_over(place, task)
         step = Step(
@@ -211,11 +213,18 @@ class Engine:
             task.length = len(task.tokens)
         for task in old:
             task.length += 1
+        if len(new) > 1:
+            self._keep_shared(len(old), *new[:2])
         self._pick([*old, *new], logits)
+
+    def _keep_shared(self, place: int, first: Task, second: Task) -> None:
+        """Keep what two new prompts begin with, such as a system text, for those to come."""
+        shared = shared_length(first.tokens, second.tokens)
+        if shared >= _LEAST_SHARED and self.prefixes.match(first.tokens)[0] < shared:
+            self.prefixes.keep(first.tokens[:shared], self._slots.copy_out(place, shared))
 
     def _take_over(self, place: int, task: Task) -> int:
         """Fill a place with what an earlier prompt has in common; how much that is."""
-        self._slots.reserve(place + 1, len(task.tokens) + 1)
         shared, kept = self.prefixes.match(task.tokens)
         shared = min(shared, len(task.tokens) - 1)  # the last position gives the first token
         if kept is None or shared < _LEAST_SHARED:
@@ -267,10 +276,7 @@ class Engine:
         """Ended rows leave; a row that asked for it leaves its keys and values behind."""
         for place, task in enumerate(self.scheduler.running):
             if task.ended and task.error is None and task.request.keep and task.length:
-                tokens = [*task.tokens.tolist(), *task.ids][: task.length]
-                self.prefixes.keep(
-                    token_keys(tokens, -1, ()), self._slots.copy_out(place, task.length)
-                )
+                self.prefixes.keep(task.sequence(), self._slots.copy_out(place, task.length))
         self.scheduler.retire(self._move)
 
     def _move(self, source: int, target: int) -> None:

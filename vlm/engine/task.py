@@ -1,5 +1,7 @@
 """A request on its way through the engine."""
 
+import numpy as np
+
 from vlm.engine.features import Encoder
 from vlm.engine.prefixes import token_keys
 from vlm.engine.request import Completion, Request, Row
@@ -36,6 +38,10 @@ class Task(Row):
     def ended(self) -> bool:
         """Whether it needs no more steps."""
         return self.finish_reason is not None or self.error is not None
+
+    def sequence(self) -> np.ndarray:
+        """A number for each position in the cache: the prompt's, then the answer's."""
+        return np.concatenate([self.tokens, np.array(self.ids, np.int64)])[: self.length]
 
     def result(self) -> Completion:
         """The completion, or the error raised."""

@@ -184,6 +184,28 @@ def test_any_number_of_requests_is_answered_in_order(engine: Engine) -> None:
     engine.scheduler.max_running = 32
 
 
+def test_what_all_prompts_begin_with_is_computed_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [ask(engine, number, 4) for number in range(9)]
+    engine.prefixes.clear()
+    expected = [engine.generate([request])[0].ids for request in requests]
+    sizes: list[int] = []
+    embed = engine.model.embed
+
+    def counted(tokens: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
+        sizes.append(tokens.numel())
+        return embed(tokens, features)
+
+    monkeypatch.setattr(engine.model, "embed", counted)
+    monkeypatch.setattr(engine.scheduler, "max_running", 3)
+    assert ids(engine.generate(requests)) == expected
+    lengths = [len(request.prompt.input_ids) for request in requests]
+    system = "A chat between a curious human and"  # Vicuna's prompt, a token a byte nearly
+    assert sum(sizes) < sum(lengths) - 5 * len(system)
+    engine.prefixes.clear()
+
+
 def test_an_error_in_the_source_comes_after_what_was_before_it(engine: Engine) -> None:
     def source() -> Iterator[Request]:
         yield ask(engine, 1, 3)
