@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--bfloat16", action="store_true", help="also in bfloat16: other tokens")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     lengths = [random.Random(i).randint(8, 64) for i in range(options.pictures)]
@@ -119,6 +120,10 @@ def main() -> None:
             "generate, batches of 16": lambda: by_generate(model, processor, files, lengths, 16),
             "generate, one a call": lambda: by_generate(model, processor, files, lengths, 1),
         }
+        if options.bfloat16:
+            half = load(folder, dtype="bfloat16")
+            half.processor.eos_token_ids = frozenset({STOP_ID})
+            ways["vlm, bfloat16"] = lambda: by_vlm(half, files, lengths)
         times, answers = measure(ways, options.rounds)
     distinct = len({token for answer in answers["vlm"] for token in answer})
     title = f"{options.scale}, {options.pictures} files, {options.threads} threads, "

@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 _SMALL = 2**18  # weights; up to here the plain product of a single row is the faster one
-_TOLERANCE = 1e-5  # of the largest value; a matrix product summed in another order
+# Of the largest value: a matrix product summed in another order.
+_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 def pack_linears(model: nn.Module) -> int:
-    """Let every float32 linear layer on the CPU compute from a packed copy of its weight.
+    """Let linear layers on the CPU, in float32 or bfloat16, compute from packed copies.
 
     The layers stay what they are, with their own weights, and compute as before again while
     gradients are needed. Weights must not change afterwards; `unpack_linears` undoes it.
@@ -39,7 +40,7 @@ def unpack_linears(model: nn.Module) -> None:
 
 
 def _fits(weight: torch.Tensor) -> bool:
-    usable = weight.device.type == "cpu" and weight.dtype == torch.float32
+    usable = weight.device.type == "cpu" and weight.dtype in _TOLERANCES
     return usable and bool(torch.backends.mkldnn.is_available())
 
 
@@ -47,12 +48,13 @@ def _fits(weight: torch.Tensor) -> bool:
 def _pack(layer: nn.Linear) -> bool:
     try:
         weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
-        probe = torch.linspace(-1, 1, 2 * layer.in_features).view(2, -1)
+        probe = torch.linspace(-1, 1, 2 * layer.in_features).view(2, -1).to(weight.dtype)
         got = _packed_linear(probe, layer, weight)
     except (AttributeError, RuntimeError):  # another build of PyTorch
         return False
     expected = F.linear(probe, layer.weight, layer.bias)
-    if (got - expected).abs().max() > _TOLERANCE * (1 + expected.abs().max()):
+    allowed = _TOLERANCES[weight.dtype] * (1 + expected.abs().max())
+    if (got - expected).abs().max() > allowed:
         return False
     layer.forward = partial(_packed_linear, layer=layer, weight=weight)  # type: ignore[method-assign]
     return True
@@ -61,6 +63,6 @@ def _pack(layer: nn.Linear) -> bool:
 def _packed_linear(features: torch.Tensor, layer: nn.Linear, weight: torch.Tensor) -> torch.Tensor:
     """(..., in) -> (..., out)."""
     single = features.numel() == layer.in_features and layer.weight.numel() < _SMALL
-    if single or torch.is_grad_enabled() or features.dtype != torch.float32:
+    if single or torch.is_grad_enabled() or features.dtype != layer.weight.dtype:
         return F.linear(features, layer.weight, layer.bias)
     return torch.ops.mkldnn._linear_pointwise(features, weight, layer.bias, "none", [], "")
