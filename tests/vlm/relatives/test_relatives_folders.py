@@ -125,11 +125,11 @@ def test_a_folder_that_names_code_is_refused(copy: Copy, name: str) -> None:
 def test_a_folder_chooses_no_kernels(copy: Copy) -> None:
     folder = copy("llava_next")
     text = json.loads((folder / "config.json").read_text())["text_config"]
-    edit(
-        folder / "config.json",
-        attn_implementation="evil/kernel",
-        text_config={**text, "attn_implementation": "evil/kernel"},
-    )
+    nested = {**text, "attn_implementation": "evil/kernel"}
+    edit(folder / "config.json", text_config=nested)
+    assert "'evil/kernel' would fetch code to run" in refusal(folder)
+    eager = {**text, "attn_implementation": "eager"}
+    edit(folder / "config.json", attn_implementation="eager", text_config=eager)
     config = load(folder).engine.model.config
     assert config._attn_implementation == config.text_config._attn_implementation == "sdpa"
 
