@@ -209,9 +209,10 @@ def test_a_processor_that_forgets_the_picture_is_told(copy: Copy) -> None:
 
 
 def test_smolvlm_without_num2words(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = copy("smolvlm")  # made before the package is gone
     absent(monkeypatch, "num2words")
     monkeypatch.setattr(processing_smolvlm, "num2words", None)
-    assert "pip install num2words" in refusal(copy("smolvlm"), MissingExtraError)
+    assert "pip install num2words" in refusal(folder, MissingExtraError)
 
 
 @pytest.mark.parametrize(
