@@ -26,6 +26,7 @@ class ChatModel(Protocol):
         messages: Sequence[Message],
         *,
         stop: threading.Event | None = None,
+        keep: bool = False,
         max_new_tokens: int = ...,
         temperature: float = ...,
         top_p: float = ...,
@@ -179,7 +180,10 @@ class ChatSession:
 
     def _run(self, turn: Turn, model: ChatModel, sampling: Sampling) -> Iterator[None]:
         pieces = model.stream(
-            parse_messages(self._messages(turn)), stop=turn.stop, **asdict(sampling)
+            parse_messages(self._messages(turn)),
+            stop=turn.stop,
+            keep=True,  # the next turn computes only what is new
+            **asdict(sampling),
         )
         for piece in pieces:
             with self._lock:

@@ -18,7 +18,6 @@ from transformers.initialization import no_init_weights
 from vlm.card import document
 from vlm.errors import CheckpointError
 from vlm.folder import Folder, check_config, is_adapter, is_llava, read_config
-from vlm.folder import read_json as _read_json  # noqa: F401
 from vlm.history import Run, composed
 from vlm.hub import resolve
 from vlm.language import check_decoder, load_tokenizer

@@ -69,12 +69,13 @@ class StandIn:
         messages: Sequence[Message],
         *,
         stop: threading.Event | None = None,
+        keep: bool = False,
         max_new_tokens: int = 0,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Iterator[str]:
-        assert stop is not None
+        assert stop is not None and keep
         self.seen.append(list(messages))
         self.options.append(
             {

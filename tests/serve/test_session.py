@@ -223,7 +223,7 @@ def test_sampling_reaches_the_model() -> None:
     session = ChatSession()
     session.begin("q")
     list(session.answer(Recorder(), Sampling(7, 0.5, 0.9, 3)))
-    seen.pop("stop")
+    assert seen.pop("stop") is not None and seen.pop("keep") is True
     assert seen == {"max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9, "seed": 3}
 
 
