@@ -1,6 +1,5 @@
 """The optional ``about.json`` of a model folder: what to tell people about the model."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.errors import CheckpointError
+from vlm.json_file import read_object
 
 CAPTION_PROMPT = "describe the picture."
 KNOWS = "What it knows depends on the data that it was trained on; it can be wrong."
@@ -40,14 +40,9 @@ def read_about(folder: Path, name: str) -> About:
         CheckpointError: the file is malformed.
     """
     path = folder / "about.json"
-    if not path.is_file():
+    raw = read_object(path)
+    if raw is None:
         return About(name)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); correct or remove it") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: not a JSON object; correct or remove it")
     texts = {"name": name, "knows": KNOWS, "caption_prompt": CAPTION_PROMPT}
     for key in texts:
         texts[key] = raw.get(key, texts[key])

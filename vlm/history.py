@@ -5,7 +5,6 @@ our own, ``compose`` and ``download``. It lies in the folder's ``vlm.json``, see
 `vlm.manifest`. No import of torch.
 """
 
-import json
 import platform
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from typing import Any
 
 from vlm import __version__
 from vlm.errors import CheckpointError
+from vlm.json_file import read_object
 
 FILE = "vlm.json"
 Run = Mapping[str, Any]
@@ -99,16 +99,7 @@ def read_file(folder: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: it is no JSON object.
     """
-    path = folder / FILE
-    if not path.is_file():
-        return None
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); correct or remove it") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: not a JSON object; correct or remove it")
-    return raw
+    return read_object(folder / FILE)
 
 
 def _download(folder: Path) -> History:

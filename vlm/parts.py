@@ -1,5 +1,6 @@
 """A vision tower or a language model from a folder of its own, or out of a LLaVA folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,28 @@ def _load(
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: {one_line(error)}") from error
-    unexpected = [k for k in info["unexpected_keys"] if not k.startswith(NOT_THE_TOWER)]
-    for kind, names in (
-        ("missing", sorted(info["missing_keys"])),
-        ("unexpected", sorted(unexpected)),
-        ("mismatched", sorted(str(k) for k in info["mismatched_keys"])),
-    ):
-        if names:
-            raise CheckpointError(f"{folder}: {len(names)} {kind} weights: {', '.join(names[:6])}")
+    check_keys(folder, info, optional=NOT_THE_TOWER)
     for name, tensor in model.state_dict().items():
         if holds_nan(tensor):
             raise CheckpointError(f"{folder}: {name} holds NaN; use another copy of the weights")
     return model
+
+
+def check_keys(
+    folder: Path, info: Mapping[str, Any], optional: tuple[str, ...] = (), way_out: str = ""
+) -> None:
+    """Raise CheckpointError unless what `from_pretrained` loaded was complete and no more.
+
+    Args:
+        folder: for the error.
+        info: its loading info.
+        optional: beginnings of names that may be left over.
+        way_out: the end of the error's text.
+    """
+    for kind in ("missing", "unexpected", "mismatched"):
+        found = (key if isinstance(key, str) else key[0] for key in info[f"{kind}_keys"])
+        names = sorted(k for k in found if kind != "unexpected" or not k.startswith(optional))
+        if names:
+            raise CheckpointError(
+                f"{folder}: {len(names)} {kind} weights: {', '.join(names[:6])}{way_out}"
+            )

@@ -37,6 +37,7 @@ from vlm.errors import (
 )
 from vlm.folder import one_line, part_config, read_json
 from vlm.messages import user
+from vlm.parts import check_keys
 from vlm.prompts import PLAIN
 from vlm.relative_processor import RelativeProcessor
 from vlm.weights import shard_paths
@@ -135,14 +136,8 @@ def _open_model(
         )
     except _ERRORS as error:
         raise _explain(folder, error) from error
-    for kind in ("missing", "unexpected", "mismatched"):
-        found = info[f"{kind}_keys"]
-        names = sorted(key if isinstance(key, str) else key[0] for key in found)
-        if names:
-            raise CheckpointError(
-                f"{folder}: {len(names)} {kind} weights: {', '.join(names[:6])}; config.json and "
-                "weights are not of one model, download both again"
-            )
+    way_out = "; config.json and weights are not of one model, download both again"
+    check_keys(folder, info, way_out=way_out)
     return model
 
 

@@ -2,11 +2,14 @@
 
 import threading
 from collections import OrderedDict
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class FeatureKey(NamedTuple):
@@ -17,21 +20,20 @@ class FeatureKey(NamedTuple):
     weights: str  # identity of vision tower and projector
 
 
-class FeatureCache:
-    """Least-recently-used map from `FeatureKey` to features (N, D), bounded in bytes.
+class ByteBoundMap(Generic[K, V]):
+    """Least-recently-used map whose values' sizes are bounded in sum; for several threads.
 
-    Safe to share between threads. Entries are copies: a kept row never holds on to the
-    batch that it was computed in, so `nbytes` is what the cache really keeps alive.
+    Subclasses hold `_lock` while they touch `_entries`, whose last entry is the most recent.
 
     Args:
         max_bytes: bound on the sum of the entries' sizes; 0 keeps nothing.
+        size: bytes of a value.
     """
 
-    def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+    def __init__(self, max_bytes: int, size: Callable[[V], int]) -> None:
         self.max_bytes = max_bytes
-        self.hits = 0
-        self.misses = 0
-        self._entries: OrderedDict[FeatureKey, torch.Tensor] = OrderedDict()
+        self._size = size
+        self._entries: OrderedDict[K, V] = OrderedDict()
         self._nbytes = 0
         self._lock = threading.Lock()
 
@@ -40,8 +42,40 @@ class FeatureCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all kept features."""
+        """Bytes of all kept values."""
         return self._nbytes
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+            self._nbytes = 0
+
+    def _add(self, key: K, value: V) -> None:
+        """Keep a value under a new key; the least recently used make room."""
+        self._entries[key] = value
+        self._nbytes += self._size(value)
+        while self._nbytes > self.max_bytes:
+            self._remove(next(iter(self._entries)))
+
+    def _remove(self, key: K) -> None:
+        self._nbytes -= self._size(self._entries.pop(key))
+
+
+class FeatureCache(ByteBoundMap[FeatureKey, torch.Tensor]):
+    """Projected features (N, D) by `FeatureKey`.
+
+    Entries are copies: a kept row never holds on to the batch that it was computed in, so
+    `nbytes` is what the cache really keeps alive.
+
+    Args:
+        max_bytes: bound on the sum of the entries' sizes; 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+        super().__init__(max_bytes, _tensor_bytes)
+        self.hits = 0
+        self.misses = 0
 
     def get(self, key: FeatureKey) -> torch.Tensor | None:
         """The features (N, D) of a key, or None; a hit becomes the most recent entry."""
@@ -56,18 +90,10 @@ class FeatureCache:
 
     def put(self, key: FeatureKey, features: torch.Tensor) -> None:
         """Keep features (N, D); an entry larger than the whole bound is not kept."""
-        size = features.numel() * features.element_size()
         with self._lock:
-            if size > self.max_bytes or key in self._entries:
-                return
-            self._entries[key] = features.detach().clone()
-            self._nbytes += size
-            while self._nbytes > self.max_bytes:
-                _, oldest = self._entries.popitem(last=False)
-                self._nbytes -= oldest.numel() * oldest.element_size()
+            if _tensor_bytes(features) <= self.max_bytes and key not in self._entries:
+                self._add(key, features.detach().clone())
 
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._entries.clear()
-            self._nbytes = 0
+
+def _tensor_bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -6,15 +6,13 @@ over the longest beginning that it shares with a kept sequence.
 """
 
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from vlm.engine.cache import FeatureKey
+from vlm.engine.cache import ByteBoundMap, FeatureKey
 
 DEFAULT_PREFIX_BYTES = 2**30
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
@@ -62,26 +60,15 @@ class Kept:
         return sum(t.numel() * t.element_size() for pair in self.layers for t in pair)
 
 
-class PrefixStore:
-    """Least-recently-used sequences, bounded in bytes; safe to share between threads.
+class PrefixStore(ByteBoundMap[bytes, Kept]):
+    """Sequences with their keys and values, by their numbers.
 
     Args:
         max_bytes: of all kept keys and values; 0 keeps nothing.
     """
 
     def __init__(self, max_bytes: int = DEFAULT_PREFIX_BYTES) -> None:
-        self.max_bytes = max_bytes
-        self._entries: OrderedDict[bytes, Kept] = OrderedDict()
-        self._nbytes = 0
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all kept keys and values."""
-        return self._nbytes
+        super().__init__(max_bytes, lambda kept: kept.nbytes)
 
     def match(self, tokens: np.ndarray) -> tuple[int, Kept | None]:
         """The kept sequence that shares most with the beginning of `tokens`, and how much."""
@@ -99,9 +86,8 @@ class PrefixStore:
     def keep(self, tokens: np.ndarray, layers: Layers) -> None:
         """Keep a sequence; kept sequences that it begins with are dropped for it."""
         entry = Kept(tokens, layers)
-        size = entry.nbytes
         with self._lock:
-            if size > self.max_bytes:
+            if entry.nbytes > self.max_bytes:
                 return
             inner = [
                 name
@@ -109,15 +95,5 @@ class PrefixStore:
                 if shared_length(old.tokens, tokens) == len(old.tokens)
             ]
             for name in inner:
-                self._nbytes -= self._entries.pop(name).nbytes
-            self._entries[tokens.tobytes()] = entry
-            self._nbytes += size
-            while self._nbytes > self.max_bytes:
-                _, oldest = self._entries.popitem(last=False)
-                self._nbytes -= oldest.nbytes
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._entries.clear()
-            self._nbytes = 0
+                self._remove(name)
+            self._add(tokens.tobytes(), entry)

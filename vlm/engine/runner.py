@@ -26,6 +26,7 @@ from vlm.engine.slots import Segment, SlotCache, Step, affordable
 from vlm.engine.task import Task
 from vlm.engine.turns import TurnLock
 from vlm.errors import GenerationError
+from vlm.images import CleanImage
 from vlm.model import VisionLanguageModel
 from vlm.processor import Processor
 
@@ -85,7 +86,7 @@ class Engine:
             QueueFullError: too many requests wait already.
         """
         tasks = self.submit(requests)
-        if len(tasks) > 1 and not self._packed:
+        if len(tasks) > 1:
             self.optimize()
         self._drive(tasks)
         return [task.result() for task in tasks]
@@ -130,7 +131,7 @@ class Engine:
                     raise arriving.error
             finally:
                 for task in tasks:
-                    task.finish_reason = task.finish_reason or "cancelled"
+                    task.abandon()
 
     def submit(self, requests: Sequence[Request]) -> list[Task]:
         """Put requests into the queue; `generate` and `stream` bring them forward."""
@@ -157,7 +158,7 @@ class Engine:
                 self.step()
         finally:  # an interrupt in one thread must not leave rows running for nobody
             for task in tasks:
-                task.finish_reason = task.finish_reason or "cancelled"
+                task.abandon()
 
     def _steps(self, task: Task) -> Iterator[Row]:
         told = 0
@@ -174,7 +175,7 @@ class Engine:
                 if task.ended:
                     return
         finally:  # the reader went away
-            task.finish_reason = task.finish_reason or "cancelled"
+            task.abandon()
 
     @torch.inference_mode()
     def _step(self) -> bool:
@@ -197,8 +198,8 @@ class Engine:
         return len(self.scheduler) > 0
 
     def _advance(self, old: list[Task], new: list[Task]) -> None:
-        reach = max(len(task.tokens) for task in new) if new else 0
-        self._slots.reserve(len(old) + len(new), reach + 1)
+        ends = [task.length + 1 for task in old] + [len(task.tokens) for task in new]
+        self._slots.reserve(len(ends), max(ends))
         for place, task in enumerate(new, len(old)):
             task.length = self._take_over(place, task)
         step = Step(
@@ -242,25 +243,26 @@ class Engine:
             ids = [i for task in new for i in task.request.prompt.input_ids[task.length :]]
             prompts = model.embed(torch.tensor([ids], device=device), self._features(new))
             embeds = torch.cat([embeds, prompts], dim=1)
-        positions = step.position_ids()
-        self._slots.reserve(len(old) + len(new), max(positions) + 1)
         return model.logits(self._decode(embeds, step, self._slots))
 
     def _features(self, new: list[Task]) -> torch.Tensor | None:
-        """Visual tokens (tokens, D) of the parts of prompts that are computed."""
-        parts: list[torch.Tensor] = []
+        """Visual tokens (tokens, D) of the parts of prompts that are computed, in one batch."""
         size = self.processor.num_visual_tokens
+        images: list[CleanImage] = []
+        pixels: list[torch.Tensor | None] = []
+        keep: list[torch.Tensor] = []
         for task in new:
-            prompt = task.request.prompt
+            prompt, made = task.request.prompt, task.request.pixel_values
             before = prompt.input_ids[: task.length].count(self.processor.image_token_id)
             first, skipped = divmod(before, size)
-            images = prompt.images[first:]
-            made = task.request.pixel_values
-            pixels = list(made[first:]) if made is not None else [None] * len(images)
-            features = self.encoder.encode(images, pixels)
-            if features is not None:
-                parts.append(features.flatten(0, 1)[skipped:])
-        return torch.cat(parts) if parts else None
+            start, count = len(images) * size, len(prompt.images) - first
+            keep.append(torch.arange(start + skipped, start + count * size))
+            images += prompt.images[first:]
+            pixels += [None] * count if made is None else list(made[first:])
+        features = self.encoder.encode(images, pixels)
+        if features is None:
+            return None
+        return features.flatten(0, 1)[torch.cat(keep).to(features.device)]
 
     def _pick(self, tasks: list[Task], logits: torch.Tensor) -> None:
         logits[:, self.processor.never_text] = -torch.inf
@@ -287,8 +289,7 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(new) > 1:
-            self.scheduler.put_back(new[len(new) // 2 :])
-            self.scheduler.put_back(new[: len(new) // 2])
+            self.scheduler.put_back(new)
             self.scheduler.max_step_tokens = max(1, sum(task.num_tokens for task in new) // 2)
             return
         victim = (new or sorted(old, key=lambda task: task.length))[-1]

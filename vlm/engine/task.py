@@ -43,6 +43,10 @@ class Task(Row):
         """A number for each position in the cache: the prompt's, then the answer's."""
         return np.concatenate([self.tokens, np.array(self.ids, np.int64)])[: self.length]
 
+    def abandon(self) -> None:
+        """End it, if it runs: nobody waits for it any more."""
+        self.finish_reason = self.finish_reason or "cancelled"
+
     def result(self) -> Completion:
         """The completion, or the error raised."""
         if self.error is not None:
