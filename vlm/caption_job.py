@@ -142,8 +142,10 @@ def caption_images(
 
     with Ledger(part, run, prompts, before) as ledger, marking(part, world) as done:
         places: dict[str, int] = {}
+        covered = True  # every picture of every rank has its row already
 
         def lacking() -> Iterator[Item]:
+            nonlocal covered
             seen: set[bytes] = set()
             for number, item in enumerate(items):
                 key = name_key(item.name)
@@ -154,6 +156,7 @@ def caption_images(
                 seen.add(key)
                 names.update(key)
                 if not is_mine(item.name, rank, world):
+                    covered = covered and ledger.has_item(item, retry_errors)
                     continue
                 if ledger.has_item(item, retry_errors):
                     counts["skipped"] += 1
@@ -179,8 +182,13 @@ def caption_images(
                     f"more than max_errors {max_errors}; see {part}, then run again with "
                     "--retry-errors"
                 )
-        done(names.hexdigest())
-    complete = world == 1 or merge_if_complete(path, world, names.hexdigest())
+        # The others may have merged before this rank began anew, and not come back.
+        merged = world > 1 and covered and ledger.is_empty
+        if merged:
+            part.unlink()
+        else:
+            done(names.hexdigest())
+    complete = world == 1 or merged or merge_if_complete(path, world, names.hexdigest())
     exported = None
     if complete and not (sidecar is None and csv is None and parquet is None):
         from vlm.caption_export import export_captions

@@ -159,6 +159,11 @@ class Ledger:
             with contextlib.suppress(OSError):  # it flushes once more what `sync` could not
                 file.close()  # gives the lock back
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no row of its own; those of `before` do not count."""
+        return self._end == 0
+
     def has(self, path: str, retry_errors: bool = False) -> bool:
         """Whether there is a row for this very content; the file's time may have changed."""
         return self.has_item(Item(path, path), retry_errors)

@@ -139,3 +139,23 @@ def test_ranks_that_do_not_exist_are_told(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("WORLD_SIZE", "many")
     with pytest.raises(ConfigError, match="RANK=2 and WORLD_SIZE=many"):
         ranks_of_environment()
+
+
+def test_a_rank_that_begins_anew_after_the_merge_leaves_nothing_behind(
+    folder: Path, album: Path, expected: list[Any], tmp_path: Path
+) -> None:
+    """The others had all that they needed, merged, and will not come back for its part."""
+    out = tmp_path / "out.jsonl"
+    for rank in (0, 1):
+        done = caption_images(album, out, model=folder, max_new_tokens=TOKENS, ranks=(rank, 2))
+        assert done.complete == (rank == 1)
+    before = out.read_bytes()
+    late = caption_images(album, out, model=folder, max_new_tokens=TOKENS, ranks=(0, 2))
+    assert late.complete and late.captioned == late.failed == 0
+    assert said(out) == expected and out.read_bytes() == before
+    assert [path.name for path in tmp_path.glob("out*")] == ["out.jsonl"]
+    testing.draw_image(seed=99).save(album / "new.png")
+    for rank in (0, 1):  # one of them has something to do, and the parts meet again
+        done = caption_images(album, out, model=folder, max_new_tokens=TOKENS, ranks=(rank, 2))
+    assert done.complete and len(said(out)) == len(expected) + 1
+    assert [path.name for path in tmp_path.glob("out*")] == ["out.jsonl"]
