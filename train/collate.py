@@ -10,6 +10,9 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from train.contrastive import MAX_TEXT_TOKENS
+from train.feature_cache import DiskFeatures
+from train.packing import Row, pack
+from train.pictures import PictureReader
 from vlm.errors import RecordError, VlmError
 from vlm.images import CleanImage, load_image
 from vlm.messages import Record
@@ -20,21 +23,53 @@ from vlm.tokens import TextEncoder
 
 
 class DialogueCollator:
-    """Conversations with pictures, for `align` and `instruct`. Pads on the right."""
+    """Conversations with pictures, for `align` and `instruct`.
 
-    def __init__(self, processor: Processor) -> None:
+    Args:
+        processor: of the model.
+        packing: one row of all records; else rows padded on the right.
+        share_pictures: compute like beginnings once; see `train.packing`.
+        cache: of what the frozen tower said.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        *,
+        packing: bool = False,
+        share_pictures: bool = True,
+        cache: DiskFeatures | None = None,
+    ) -> None:
         self._processor = processor
+        self._packing = packing
+        self._share = share_pictures
+        self._reader = PictureReader(processor, cache)
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
-        """A batch with labels: see `vlm.processor.Processor.collate`."""
-        rows = [self._encode(record) for record in records]
-        return self._processor.collate(rows, padding_side="right", labels=True)
+        """A batch with labels, see `collate`."""
+        return self.collate([self.encode(record) for record in records])
 
-    def _encode(self, record: Record) -> Encoded:
+    def encode(self, record: Record) -> Row:
+        """One record as tokens, with its pictures opened.
+
+        Raises:
+            RecordError: it is too long, has nothing to learn, or a picture cannot be used.
+        """
         with _naming(record):
-            row = self._processor.encode(record.messages)
-        _check_learnt(record, row.loss_mask)
-        return row
+            ids, mask = self._processor.encode_ids(record.messages)
+            self._processor.check_length(len(ids), len(record.images))
+            pictures = tuple(self._reader.open(image) for image in record.images)
+        _check_learnt(record, mask)
+        return Row(ids, mask, pictures)
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Rows to a batch: `train.packing.PackedRow.tensors`, or `Processor.collate`."""
+        if self._packing:
+            packed = pack(rows, self._processor.image_token_id, share=self._share)
+            return packed.tensors() | self._reader.tensors(packed.pictures)
+        plain = [Encoded(row.input_ids, row.loss_mask, []) for row in rows]
+        batch = self._processor.collate(plain, padding_side="right", labels=True)
+        return batch | self._reader.tensors([p for row in rows for p in row.pictures])
 
 
 class TextCollator:

@@ -6,119 +6,25 @@ wrong types are errors that name the nearest known key; nothing is ignored.
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
+from train.settings import SECTIONS, LanguageSize, LoraConfig, RunConfig, VisionSize
 from vlm.errors import ConfigError
 
+__all__ = [
+    "LanguageSize",
+    "LoraConfig",
+    "RunConfig",
+    "VisionSize",
+    "list_recipes",
+    "load_config",
+    "save_config",
+]
+
 RECIPES = Path(__file__).with_name("recipes")
-StageName = Literal["contrastive", "language", "align", "instruct"]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class VisionSize(_Strict):
-    """A CLIP tower to be made from nothing."""
-
-    image_size: int = Field(gt=0)
-    patch_size: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
-    num_layers: int = Field(gt=0)
-    num_heads: int = Field(gt=0)
-    text_vocab_size: int = Field(1024, gt=261)
-
-
-class LanguageSize(_Strict):
-    """A Llama decoder and its byte-level BPE tokenizer, to be made from nothing."""
-
-    vocab_size: int = Field(gt=261)
-    hidden_size: int = Field(gt=0)
-    num_layers: int = Field(gt=0)
-    num_heads: int = Field(gt=0)
-    context_length: int = Field(gt=0)
-
-
-class ModelConfig(_Strict):
-    """Where the parts come from.
-
-    ``contrastive`` takes ``new_vision``, or ``vision`` to go on from a folder; ``language``
-    takes ``new_language`` or ``language``; ``align`` takes ``vision`` and ``language``
-    folders; ``instruct`` takes ``start``, the output folder of ``align``.
-    """
-
-    new_vision: VisionSize | None = None
-    new_language: LanguageSize | None = None
-    vision: str | None = None
-    language: str | None = None
-    start: str | None = None
-    projector: str = "mlp2x_gelu"
-    vision_feature_layer: int = -2
-
-
-class LoraConfig(_Strict):
-    """LoRA on every linear layer of the language model but ``lm_head``."""
-
-    r: int = Field(128, gt=0)
-    alpha: int = Field(256, gt=0)
-    dropout: float = Field(0.05, ge=0, lt=1)
-
-
-class RunConfig(_Strict):
-    """One training run. Rates and sizes are per optimiser step unless said otherwise.
-
-    ``batch_size`` is per device and forward pass; the global batch is batch_size x
-    gradient_accumulation x number of processes.
-    """
-
-    stage: StageName
-    output: str
-    data: list[str] = Field(min_length=1)
-    eval_data: str | None = None
-    model: ModelConfig
-    lora: LoraConfig | None = None
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = Field(gt=0)
-    projector_learning_rate: float | None = Field(None, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    batch_size: int = Field(gt=0)
-    gradient_accumulation: int = Field(1, gt=0)
-    epochs: float = Field(1.0, gt=0)
-    max_steps: int = -1
-    warmup_steps: float = Field(0.03, ge=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False
-    num_workers: int = Field(0, ge=0)
-    eval_steps: float = Field(0.1, gt=0)
-    save_steps: float = Field(0.1, gt=0)
-    log_steps: int = Field(20, gt=0)
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _parts_fit_the_stage(self) -> "RunConfig":
-        model, stage = self.model, self.stage
-        wanted = {
-            "contrastive": model.new_vision or model.vision,
-            "language": model.new_language or model.language,
-            "align": model.vision and model.language,
-            "instruct": model.start,
-        }
-        hint = {
-            "contrastive": "model.new_vision or model.vision",
-            "language": "model.new_language or model.language",
-            "align": "model.vision and model.language",
-            "instruct": "model.start",
-        }
-        if not wanted[stage]:
-            raise ValueError(f"stage {stage} needs {hint[stage]}")
-        if self.lora is not None and stage != "instruct":
-            raise ValueError(f"lora is for the stage instruct, not for {stage}; remove it")
-        return self
 
 
 def list_recipes() -> list[str]:
@@ -212,16 +118,7 @@ def _explain(recipe: str, error: ValidationError) -> str:
 
 def _nearest(key: str) -> str | None:
     """The known key that is spelt most like this one, or has its name elsewhere."""
-    known = [prefix + name for prefix, model in _SECTIONS.items() for name in model.model_fields]
+    known = [prefix + name for prefix, model in SECTIONS.items() for name in model.model_fields]
     last = key.rpartition(".")[2]
     same_name = [name for name in known if name.rpartition(".")[2] == last]
     return next(iter(difflib.get_close_matches(key, known, 1) or same_name), None)
-
-
-_SECTIONS: dict[str, type[_Strict]] = {
-    "": RunConfig,
-    "model.": ModelConfig,
-    "model.new_vision.": VisionSize,
-    "model.new_language.": LanguageSize,
-    "lora.": LoraConfig,
-}

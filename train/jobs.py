@@ -1,6 +1,7 @@
 """What a stage works on: its model, its collator, and how the result is written."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from train.collate import DialogueCollator, PairCollator, TextCollator
+from train.collate import PairCollator, TextCollator
 from train.config import LanguageSize, RunConfig
 from train.contrastive import DualEncoder, new_vision_tower
 from train.dataset import RecordDataset
+from train.dialogues import Dialogues
 from train.tokenizer import texts_of, train_tokenizer
 from vlm import lora as adapters
 from vlm.checkpoint import compose, load_checkpoint, save_checkpoint
@@ -25,6 +27,8 @@ from vlm.history import History, Run, read_history
 from vlm.hub import resolve
 from vlm.language import load_tokenizer
 from vlm.manifest import describe, weight_files, write_manifest
+from vlm.model import VisionLanguageModel
+from vlm.processor import Processor
 
 _TOKENIZER_RECORDS = 5000
 
@@ -38,11 +42,15 @@ class Job:
         collate: records to a batch of keyword arguments for the model.
         write: writes the finished model and the record of its run into a folder, the
             record last.
+        around: surrounds a forward and backward pass; gives what the model takes of a batch.
+        notes: lines for people, before the run starts.
     """
 
     model: nn.Module
     collate: Callable[..., dict[str, Any]]
     write: Callable[[Path, Run], None]
+    around: Callable[[dict[str, Any]], AbstractContextManager[dict[str, Any]]] = nullcontext
+    notes: tuple[str, ...] = ()
 
 
 def contrastive_job(config: RunConfig, data: RecordDataset) -> Job:
@@ -108,7 +116,7 @@ def align_job(config: RunConfig, data: RecordDataset) -> Job:
     def write(folder: Path, run: Run) -> None:
         save_checkpoint(model, processor, folder, run)
 
-    return Job(model, DialogueCollator(processor), write)
+    return _dialogue_job(config, model, processor, write)
 
 
 def instruct_job(config: RunConfig, data: RecordDataset) -> Job:
@@ -122,7 +130,20 @@ def instruct_job(config: RunConfig, data: RecordDataset) -> Job:
             adapters.merge(model)
         save_checkpoint(model, processor, folder, run)
 
-    return Job(model, DialogueCollator(processor), write)
+    return _dialogue_job(config, model, processor, write)
+
+
+def _dialogue_job(
+    config: RunConfig,
+    model: VisionLanguageModel,
+    processor: Processor,
+    write: Callable[[Path, Run], None],
+) -> Job:
+    dialogues = Dialogues(model, processor, config.batches)
+    notes = []
+    if dialogues.padded_because is not None:
+        notes.append(f"batches are padded and not packed: {dialogues.padded_because}")
+    return Job(model, dialogues.collate, write, dialogues.around, tuple(notes))
 
 
 JOBS: dict[str, Callable[[RunConfig, RecordDataset], Job]] = {

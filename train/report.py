@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from train.config import RunConfig
 from train.dataset import RecordDataset
 from train.stages import PartReport
@@ -44,8 +46,11 @@ def is_result(folder: Path, config: RunConfig) -> bool:
         CheckpointError: the folder's vlm.json is malformed.
     """
     last = next(reversed(read_history(folder)), {})
-    told = last.get("stage"), last.get("config"), last.get("data", {}).get("files")
-    return told == (config.stage, _values(config), config.data)
+    told = {"stage": last.get("stage"), "data": last.get("data", {}).get("files")}
+    try:  # as a recipe: a record of an older version lacks the keys that came later
+        return RunConfig.model_validate({**last.get("config", {}), **told}) == config
+    except ValidationError:
+        return False
 
 
 def _values(config: RunConfig) -> dict[str, Any]:

@@ -46,10 +46,11 @@ def run(recipe: str, overrides: list[str] | None = None) -> Path:
     held_out = RecordDataset([config.eval_data]) if config.eval_data else None
     job = JOBS[config.stage](config, data)
     report = apply_stage(job.model, STAGES[config.stage], config.lora)
-    console.print(stage_table(config.stage, report))
+    console.print(stage_table(config.stage, report), *job.notes, sep="\n")
 
     trainer = StageTrainer(
         run_config=config,
+        around=job.around,
         model=job.model,
         data_collator=job.collate,
         train_dataset=data,

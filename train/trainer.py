@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +23,7 @@ from train.config import RunConfig
 from train.optimizer import build_optimizer, parameter_groups
 from vlm.errors import CheckpointError
 
+Around = Callable[[dict[str, Any]], AbstractContextManager[dict[str, Any]]]
 CHECKPOINTS = "checkpoints"  # below a run's output folder
 _TRAINED = "trained.safetensors"
 _STATE = "trainer_state.json"
@@ -31,11 +34,24 @@ class StageTrainer(Trainer):
 
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, *, run_config: RunConfig, **kwargs: Any) -> None:
+    def __init__(
+        self, *, run_config: RunConfig, around: Around = nullcontext, **kwargs: Any
+    ) -> None:
         super().__init__(args=training_arguments(run_config), **kwargs)
         self._run_config = run_config
+        self._around = around
         self._stop = StopOnSignal()
         self.add_callback(self._stop)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """Forward and backward inside what the job puts around them."""
+        with self._around(self._prepare_inputs(inputs)) as prepared:
+            return super().training_step(model, prepared, num_items_in_batch)
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The same for held-out batches."""
+        with self._around(self._prepare_inputs(inputs)) as prepared:
+            return super().prediction_step(model, prepared, *args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW or Muon over the trainable parameters, the projector at its own rate."""

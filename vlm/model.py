@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import LlamaModel, LlavaConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from vlm.history import History
 from vlm.language import build_language_model, final_logits
+from vlm.loss import summed_cross_entropy
 from vlm.projector import build_projector
 from vlm.vision import build_vision_tower, encode_pixels
 
@@ -112,10 +112,17 @@ class VisionLanguageModel(PreTrainedModel):
 
         Vision layers above `vision_feature_layer` are not run.
         """
-        weight = self.multi_modal_projector.linear_1.weight
+        return self.project(self.look(pixel_values))
+
+    def look(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the tower says of pictures: (B, 3, H, W) -> (B, N, tower width)."""
         pixels = pixel_values.to(self.vision_tower.device, self.vision_tower.dtype)
-        features = encode_pixels(self.vision_tower, self.config, pixels)
-        return self.multi_modal_projector(features.to(weight.device, weight.dtype))
+        return encode_pixels(self.vision_tower, self.config, pixels)
+
+    def project(self, vision_features: torch.Tensor) -> torch.Tensor:
+        """The tower's features to visual tokens: (B, N, tower width) -> (B, N, D)."""
+        weight = self.multi_modal_projector.linear_1.weight
+        return self.multi_modal_projector(vision_features.to(weight.device, weight.dtype))
 
     def embed(
         self, input_ids: torch.Tensor, image_features: torch.Tensor | None = None
@@ -161,6 +168,7 @@ class VisionLanguageModel(PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         position_ids: torch.Tensor | None = None,
@@ -178,6 +186,7 @@ class VisionLanguageModel(PreTrainedModel):
             attention_mask: (B, past + T) ones and zeros, or (B, 1, T, T) with position_ids.
             pixel_values: (pictures, 3, H, W); or give `image_features`.
             image_features: (pictures, N, D) from `encode_images`.
+            vision_features: (pictures, N, tower width) from `look`, to be projected here.
             labels: (B, T), -100 where nothing is learnt; position t is predicted from t - 1.
             num_items_in_batch: supervised tokens of the whole global batch; the loss is the
                 sum over this batch divided by it. By default this batch's own count.
@@ -191,8 +200,10 @@ class VisionLanguageModel(PreTrainedModel):
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
-            if image_features is None and pixel_values is not None and len(pixel_values):
-                image_features = self.encode_images(pixel_values)
+            if vision_features is None and pixel_values is not None and len(pixel_values):
+                vision_features = self.look(pixel_values)
+            if image_features is None and vision_features is not None:
+                image_features = self.project(vision_features)
             inputs_embeds = self.embed(input_ids, image_features)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = positions(attention_mask)[:, -inputs_embeds.shape[1] :]
@@ -221,10 +232,12 @@ class VisionLanguageModel(PreTrainedModel):
         """Cross-entropy summed over supervised positions, divided by the global count."""
         targets = labels[:, 1:].to(hidden.device)
         supervised = targets != IGNORE_INDEX
-        logits = self.get_output_embeddings()(hidden[:, :-1][supervised]).float()
-        total = F.cross_entropy(logits, targets[supervised], reduction="sum")
+        states, wanted = hidden[:, :-1][supervised], targets[supervised]
+        parameters = list(self.get_output_embeddings().parameters())
+        vocabulary = self.config.text_config.vocab_size
+        total = summed_cross_entropy(states, wanted, self.logits, parameters, vocabulary)
         if num_items is None:
-            num_items = max(len(logits), 1)
+            num_items = max(len(wanted), 1)
         elif isinstance(num_items, torch.Tensor):
             num_items = num_items.to(total.device)
         return total / num_items

@@ -139,13 +139,19 @@ class Processor:
             ContextLengthError: more positions than the model has, with the arithmetic.
             ImageError: a picture cannot be used.
         """
-        skeleton = self._template.skeleton(messages, add_generation_prompt)
-        ids, mask = self._encoder.encode(skeleton, slot_texts(messages))
-        self._check_length(len(ids) - skeleton.num_images, skeleton.num_images)
-        ids, mask = self._expand(ids, mask)
+        ids, mask = self.encode_ids(messages, add_generation_prompt=add_generation_prompt)
+        num_images = sum(len(message.images) for message in messages)
+        self.check_length(len(ids), num_images)
         sources = [source for message in messages for source in message.images]
         images = [load_image(source, draft_to=self.draft_to) for source in sources]
         return Encoded(ids, mask, images)
+
+    def encode_ids(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False
+    ) -> tuple[list[int], list[bool]]:
+        """Ids and loss mask of a conversation of any length; no picture is opened."""
+        skeleton = self._template.skeleton(messages, add_generation_prompt)
+        return self._expand(*self._encoder.encode(skeleton, slot_texts(messages)))
 
     def pixel_values(self, images: Sequence[CleanImage]) -> torch.Tensor:
         """Pictures to normalised pixels: B pictures -> (B, 3, H, W) float32.
@@ -197,12 +203,13 @@ class Processor:
             )
         )
 
-    def _check_length(self, num_text: int, num_images: int) -> None:
-        total = num_text + num_images * self.num_visual_tokens
-        if total > self.context_length:
+    def check_length(self, num_tokens: int, num_images: int) -> None:
+        """Raise ContextLengthError if so many positions, visual tokens included, do not fit."""
+        num_text = num_tokens - num_images * self.num_visual_tokens
+        if num_tokens > self.context_length:
             raise ContextLengthError(
                 f"{num_images} pictures x {self.num_visual_tokens} visual tokens + {num_text} "
-                f"text tokens = {total} positions, but the model has {self.context_length}; "
+                f"text tokens = {num_tokens} positions, but the model has {self.context_length}; "
                 "shorten the conversation or use fewer pictures"
             )
 

@@ -88,7 +88,7 @@ def attend(
         reach = max(step.lengths) + 1
         q = query[0, :, :count].transpose(0, 1).unsqueeze(2)  # (rows, heads, 1, E)
         mask = _decode_mask(step, reach, window, q.dtype)
-        out = _attention(
+        out = dot_product(
             q, keys[:count, :, :reach], values[:count, :, :reach], mask, scaling, softcap
         )
         parts.append(out.squeeze(2))  # (rows, heads, E)
@@ -100,13 +100,13 @@ def attend(
         q = q.view(q.shape[0], size, s.length, -1).transpose(0, 1)  # (size, heads, length, E)
         places = slice(s.place, s.place + size)
         mask = _prefill_mask(s, window, q.device) if s.start or window else None
-        out = _attention(q, keys[places, :, :end], values[places, :, :end], mask, scaling, softcap)
+        out = dot_product(q, keys[places, :, :end], values[places, :, :end], mask, scaling, softcap)
         parts.append(out.transpose(1, 2).flatten(0, 1))  # (size * length, heads, E)
         offset += size * s.length
     return torch.cat(parts)[None], None
 
 
-def _attention(
+def dot_product(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -117,7 +117,7 @@ def _attention(
     """Scaled dot-product attention; without a mask it is causal."""
     groups = query.shape[1] // keys.shape[1]
     if softcap is not None:
-        return _capped_attention(query, keys, values, mask, scaling, softcap)
+        return _capped(query, keys, values, mask, scaling, softcap)
     length = query.shape[2]
     if groups > 1 and length == 1:  # the heads of a group as queries of one head
         q = query.view(query.shape[0], keys.shape[1], groups, -1)
@@ -130,7 +130,7 @@ def _attention(
     )
 
 
-def _capped_attention(
+def _capped(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,

@@ -1,0 +1,58 @@
+"""How `align` and `instruct` turn records into a step of the model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from train.attention import enable_packing, packed_rows
+from train.collate import DialogueCollator
+from train.feature_cache import DiskFeatures
+from train.packing import trees_of
+from train.pictures import complete
+from train.settings import BatchConfig
+from vlm.model import VisionLanguageModel
+from vlm.processor import Processor
+
+
+class Dialogues:
+    """The collator of a run, and what surrounds each forward and backward pass.
+
+    Args:
+        model: gets the attention that packing needs, if its decoder takes it.
+        processor: of the model.
+        config: packing, sharing and cache.
+
+    Attributes:
+        collate: records to a batch.
+        cache: what the frozen tower said, or None.
+        padded_because: why rows are padded although packing is asked for, or None.
+    """
+
+    def __init__(
+        self, model: VisionLanguageModel, processor: Processor, config: BatchConfig
+    ) -> None:
+        self._model = model
+        self.padded_because: str | None = None
+        if config.packing:
+            self.padded_because = enable_packing(model.language_model)
+        folder = config.feature_cache
+        self.cache = None if folder is None else DiskFeatures(Path(folder), model, processor)
+        self.collate = DialogueCollator(
+            processor,
+            packing=config.packing and self.padded_because is None,
+            share_pictures=config.share_pictures,
+            cache=self.cache,
+        )
+
+    @contextmanager
+    def around(self, batch: dict[str, Any]) -> Iterator[dict[str, Tensor]]:
+        """What the model takes of a batch; inside, its attention knows the batch's blocks."""
+        inputs = dict(batch)
+        trees = inputs.pop("trees", None)
+        if self.cache is not None:
+            inputs = complete(inputs, self._model, self.cache)
+        with packed_rows(None if trees is None else trees_of(trees)):
+            yield inputs
