@@ -9,10 +9,12 @@ from torch import Tensor
 
 from train.attention import enable_packing, packed_rows
 from train.collate import DialogueCollator
+from train.dataset import RecordDataset
 from train.feature_cache import DiskFeatures
 from train.packing import trees_of
 from train.pictures import complete
 from train.settings import BatchConfig
+from train.survey import Limits, Survey, survey
 from vlm.model import VisionLanguageModel
 from vlm.processor import Processor
 
@@ -34,7 +36,7 @@ class Dialogues:
     def __init__(
         self, model: VisionLanguageModel, processor: Processor, config: BatchConfig
     ) -> None:
-        self._model = model
+        self._model, self._processor, self._config = model, processor, config
         self.padded_because: str | None = None
         if config.packing:
             self.padded_because = enable_packing(model.language_model)
@@ -46,6 +48,12 @@ class Dialogues:
             share_pictures=config.share_pictures,
             cache=self.cache,
         )
+
+    def survey(self, records: RecordDataset, cache: Path | None, num_workers: int = 0) -> Survey:
+        """The samples that the records make; see `train.survey.survey`."""
+        most = self._processor.context_length
+        limits = Limits(min(self._config.max_length or most, most), self._config.over_long)
+        return survey(records, self._processor, limits, cache=cache, num_workers=num_workers)
 
     @contextmanager
     def around(self, batch: dict[str, Any]) -> Iterator[dict[str, Tensor]]:

@@ -44,6 +44,7 @@ class Job:
             record last.
         around: surrounds a forward and backward pass; gives what the model takes of a batch.
         notes: lines for people, before the run starts.
+        dialogues: of stages whose records have pictures.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Job:
     write: Callable[[Path, Run], None]
     around: Callable[[dict[str, Any]], AbstractContextManager[dict[str, Any]]] = nullcontext
     notes: tuple[str, ...] = ()
+    dialogues: Dialogues | None = None
 
 
 def contrastive_job(config: RunConfig, data: RecordDataset) -> Job:
@@ -143,7 +145,7 @@ def _dialogue_job(
     notes = []
     if dialogues.padded_because is not None:
         notes.append(f"batches are padded and not packed: {dialogues.padded_because}")
-    return Job(model, dialogues.collate, write, dialogues.around, tuple(notes))
+    return Job(model, dialogues.collate, write, dialogues.around, tuple(notes), dialogues)
 
 
 JOBS: dict[str, Callable[[RunConfig, RecordDataset], Job]] = {

@@ -11,6 +11,7 @@ from train.config import RunConfig, list_recipes, load_config, save_config
 from train.dataset import RecordDataset
 from train.jobs import JOBS
 from train.report import is_result, run_record, write_curves
+from train.samples import survey_data
 from train.stages import STAGES, apply_stage, stage_table
 from train.trainer import CHECKPOINTS, StageTrainer, last_checkpoint
 from vlm.errors import ConfigError
@@ -46,15 +47,17 @@ def run(recipe: str, overrides: list[str] | None = None) -> Path:
     held_out = RecordDataset([config.eval_data]) if config.eval_data else None
     job = JOBS[config.stage](config, data)
     report = apply_stage(job.model, STAGES[config.stage], config.lora)
-    console.print(stage_table(config.stage, report), *job.notes, sep="\n")
+    samples, notes = survey_data(config, job.dialogues, data)
+    tested, _ = survey_data(config, job.dialogues, held_out, "held-out") if held_out else (None, [])
+    console.print(stage_table(config.stage, report), *job.notes, *notes, sep="\n")
 
     trainer = StageTrainer(
         run_config=config,
         around=job.around,
         model=job.model,
         data_collator=job.collate,
-        train_dataset=data,
-        eval_dataset=held_out,
+        train_dataset=samples,
+        eval_dataset=tested,
     )
     if trainer.is_world_process_zero():
         output.mkdir(parents=True, exist_ok=True)

@@ -166,6 +166,8 @@ class RunConfig(Strict):
             raise ValueError(f"stage {stage} needs {hint[stage]}")
         if self.lora is not None and stage != "instruct":
             raise ValueError(f"lora is for the stage instruct, not for {stage}; remove it")
+        if self.batches != BatchConfig() and stage not in ("align", "instruct"):
+            raise ValueError(f"batches is for the stages align and instruct, not for {stage}")
         if model.quantize is not None and self.lora is None:
             raise ValueError("model.quantize needs lora: weights of few bits cannot be trained")
         if self.vision_learning_rate is not None and not self.unfreeze_vision:

@@ -21,6 +21,8 @@ from transformers import (
 
 from train.config import RunConfig
 from train.optimizer import build_optimizer, parameter_groups
+from train.order import GroupedSampler
+from train.survey import Survey
 from vlm.errors import CheckpointError
 
 Around = Callable[[dict[str, Any]], AbstractContextManager[dict[str, Any]]]
@@ -52,6 +54,16 @@ class StageTrainer(Trainer):
         """The same for held-out batches."""
         with self._around(self._prepare_inputs(inputs)) as prepared:
             return super().prediction_step(model, prepared, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        batches = self._run_config.batches
+        if batches.group_by == "none":
+            return super()._get_train_sampler(train_dataset)
+        size = self.args.train_batch_size
+        if batches.group_by != "picture":
+            size *= self.args.gradient_accumulation_steps * self.args.world_size
+        found: Survey = self.train_dataset.survey
+        return GroupedSampler(found, batches.group_by, size, self.args.seed)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW or Muon over the trainable parameters, the projector at its own rate."""
