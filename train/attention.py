@@ -6,7 +6,7 @@ behind it are the records' own rests: each attends to the shared block and to it
 decoder's other layers work on all tokens at once and nothing is padded.
 
 It is called through transformers' attention interface, so every decoder that uses the
-interface is served; `enable_packing` tries the model's own before it is used.
+interface is served; `train.trial` tries the model's own before it is used.
 
 Shapes: G key-value heads, E head width, T tokens of the row.
 """
@@ -18,17 +18,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlm.engine.attention import dot_product
+from vlm.model import IGNORE_INDEX
 
 Attention = Callable[..., tuple[torch.Tensor, None]]
 PACKED = "vlm_packed"
 _PLAIN = "sdpa"  # for batches without blocks
-_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
-_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -57,25 +57,39 @@ class _Rows:
 
     trees: list[Tree]
     fused: bool
+    read: torch.Tensor | None = None
     masks: dict[Any, torch.Tensor] = field(default_factory=dict)
 
 
 # Plain, and set for the whole of a training step: with gradient checkpointing, layers run
 # again in backward, which on a GPU happens in threads of its own.
 _current: _Rows | None = None
-_fused_works = False  # whether FlashAttention for rows of many lengths agrees here
+_may_fuse = False
+
+
+def allow_fused(allowed: bool) -> None:
+    """Let plain records in half precision go through FlashAttention for many lengths."""
+    global _may_fuse
+    _may_fuse = allowed
 
 
 @contextmanager
-def packed_rows(trees: Sequence[Tree] | None) -> Iterator[None]:
-    """Attend by `trees` inside; None is for batches that are padded. Not for two threads."""
+def packed_rows(trees: Sequence[Tree] | None, labels: torch.Tensor | None = None) -> Iterator[None]:
+    """Attend by `trees` inside; None is for batches that are padded. Not for two threads.
+
+    Args:
+        trees: of the row.
+        labels: (1, T), where final states are read only to predict them: the last layer's
+            other positions are then not computed to the end.
+    """
     global _current
     before = _current
     if trees is None:
         _current = None
     else:
         flat = not any(tree.branches for tree in trees)
-        _current = _Rows(list(trees), _fused_works and flat)
+        read = None if labels is None else (labels[0, 1:] != IGNORE_INDEX).nonzero().flatten()
+        _current = _Rows(list(trees), _may_fuse and flat, read)
     try:
         yield
     finally:
@@ -111,7 +125,7 @@ def attend(
     Returns:
         (1, T, heads, E), and no weights.
     """
-    assert dropout == 0.0, "enable_packing admits no decoder with attention dropout"
+    assert dropout == 0.0, "train.trial admits no decoder with attention dropout"
     if _current is None:
         if softcap is not None:  # which transformers' sdpa would leave out
             out = dot_product(query, key, value, attention_mask, scaling, softcap)
@@ -195,73 +209,26 @@ def _fused(
     return out[None]
 
 
-def enable_packing(model: PreTrainedModel) -> str | None:
-    """Let a causal language model attend by blocks, if it gives its own numbers that way.
+def read_only_what_is_learnt(model: PreTrainedModel) -> list[RemovableHandle]:
+    """Let the last layer's MLP, two thirds of it, work on the positions that are read."""
+    mlp = getattr(getattr(model.get_decoder(), "layers", [None])[-1], "mlp", None)
+    if mlp is None:
+        return []
 
-    Args:
-        model: tried on a few tokens: packed, against each record by itself.
+    def pick(module: nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor | None:
+        narrow = _current is not None and _current.read is not None
+        return args[0][:, _current.read] if narrow else None  # type: ignore[union-attr]
 
-    Returns:
-        None, or why the model stays as it was and its batches must be padded.
-    """
-    global _fused_works
-    rates = [getattr(model.config, name, 0.0) or 0.0 for name in _DROPOUTS]
-    if any(rates):
-        return f"its attention has a dropout of {max(rates)}"
-    before = model.config._attn_implementation
-    expected = _alone(model)
-    model.set_attn_implementation(PACKED)
-    for _fused_works in (True, False) if expected.is_cuda else (False,):
-        try:
-            off = (_packed(model) - expected).abs().max()
-        except _FAILURES:
-            continue
-        allowed = 1e-4 if expected.dtype == torch.float32 else 5e-2
-        if off <= allowed * expected.abs().max():
+    def spread(
+        module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        if _current is None or _current.read is None:
             return None
-    model.set_attn_implementation(before)
-    return "its attention does not go through transformers' interface"
+        length = _current.trees[-1].end
+        whole = output.new_zeros(1, length, output.shape[-1])
+        return whole.index_copy(1, _current.read, output)
 
-
-_TRIAL = (Tree(0, 3, (2, 3)), Tree(8, 4))
-_TRIAL_PLACES = [0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 3]
-
-
-@torch.no_grad()
-def _packed(model: PreTrainedModel) -> torch.Tensor:
-    """Final states (15, D) of the three records of the trial, the two with one beginning."""
-    with _evaluating(model), packed_rows(_TRIAL):
-        places = torch.tensor([_TRIAL_PLACES], device=model.device)
-        states = _states(model, list(range(12)), position_ids=places)
-    return states[[0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7, 8, 9, 10, 11]]
-
-
-@torch.no_grad()
-def _alone(model: PreTrainedModel) -> torch.Tensor:
-    """The same, each record by itself."""
-    records = [[0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7], [8, 9, 10, 11]]
-    with _evaluating(model):
-        return torch.cat([_states(model, record) for record in records])
-
-
-def _states(model: PreTrainedModel, tokens: list[int], **kwargs: Any) -> torch.Tensor:
-    ids = torch.tensor([tokens], device=model.device) % model.config.vocab_size
-    embeds = model.get_input_embeddings()(ids)
-    states: torch.Tensor = model.get_decoder()(
-        inputs_embeds=embeds, use_cache=False, **kwargs
-    ).last_hidden_state[0]
-    return states
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    return [mlp.register_forward_pre_hook(pick), mlp.register_forward_hook(spread)]
 
 
 AttentionInterface.register(PACKED, attend)

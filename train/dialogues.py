@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from train.attention import enable_packing, packed_rows
+from train.attention import packed_rows
 from train.collate import DialogueCollator
 from train.dataset import RecordDataset
 from train.feature_cache import DiskFeatures
@@ -15,6 +15,7 @@ from train.packing import trees_of
 from train.pictures import complete
 from train.settings import BatchConfig
 from train.survey import Limits, Survey, survey
+from train.trial import enable_packing
 from vlm.model import VisionLanguageModel
 from vlm.processor import Processor
 
@@ -62,5 +63,5 @@ class Dialogues:
         trees = inputs.pop("trees", None)
         if self.cache is not None:
             inputs = complete(inputs, self._model, self.cache)
-        with packed_rows(None if trees is None else trees_of(trees)):
+        with packed_rows(None if trees is None else trees_of(trees), inputs.get("labels")):
             yield inputs

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from train.attention import PACKED, Tree, enable_packing, packed_rows
+from train.attention import PACKED, Tree, packed_rows
 from train.collate import DialogueCollator
 from train.dialogues import Dialogues
 from train.packing import Row, pack, trees_of
 from train.settings import BatchConfig
+from train.trial import enable_packing
 from vlm import testing
 from vlm.checkpoint import compose, load_checkpoint
 from vlm.messages import Record, assistant, user
@@ -138,6 +139,22 @@ def test_loss_and_gradients_are_those_of_single_records(
     assert batch["input_ids"].shape[0] == 1
     assert len(batch["pixel_values"]) == (4 if share else 7)
     check_same(learn(model, [batch], dialogues), expected)
+
+
+def test_the_last_layer_ends_where_something_is_learnt(llava: str, records: list[Record]) -> None:
+    model, processor = load_checkpoint(llava)
+    dialogues = Dialogues(model, processor, BatchConfig())
+    mlps = [layer.mlp for layer in model.language_model.get_decoder().layers]
+    seen: dict[int, int] = {}
+    for number, mlp in enumerate(mlps):
+        mlp.down_proj.register_forward_hook(
+            lambda m, a, out, n=number: seen.update({n: out.shape[1]})
+        )
+    batch = dialogues.collate(records)
+    with dialogues.around(batch) as inputs:
+        model(**inputs)
+    learnt = int((batch["labels"] != -100).sum())
+    assert list(seen.values()) == [batch["labels"].shape[1]] * (len(mlps) - 1) + [learnt]
 
 
 @pytest.mark.parametrize("language", ["llama", "mistral"])
