@@ -196,6 +196,7 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as lora.r=8.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on from a checkpoint, or fail.")] = False,
 ) -> None:
     """Train as a recipe says, with some of its values replaced."""
     from train.config import list_recipes, load_config
@@ -209,10 +210,10 @@ def train(
     from train.run import Interrupted, run
 
     try:
-        print(run(recipe, overrides or []))
+        print(run(recipe, overrides or [], resume=resume))
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
-        raise typer.Exit(130) from None  # as shells report a program ended by Ctrl-C
+        raise typer.Exit(stopped.exit_code) from None
 
 
 folders.register(app)

@@ -96,7 +96,10 @@ def test_one_subject_a_file(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("files", "extras"),
-    [(FILES, ("quantize", "heic")), (TESTS, ("quantize", "heic", "test"))],
+    [
+        (FILES, ("quantize", "heic", "deepspeed")),
+        (TESTS, ("quantize", "heic", "deepspeed", "tensorboard", "test")),
+    ],
     ids=["packages", "tests"],
 )
 def test_every_import_is_a_declared_dependency(files: list[Path], extras: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ NAMES = [
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
+    "DivergenceError",
     "ErrorLimitError",
     "GenerationError",
     "ImageError",

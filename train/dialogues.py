@@ -30,6 +30,7 @@ class Dialogues:
 
     Attributes:
         collate: records to a batch.
+        processor: of the model.
         cache: what the frozen tower said, or None.
         padded_because: why rows are padded although packing is asked for, or None.
     """
@@ -37,7 +38,7 @@ class Dialogues:
     def __init__(
         self, model: VisionLanguageModel, processor: Processor, config: BatchConfig
     ) -> None:
-        self._model, self._processor, self._config = model, processor, config
+        self._model, self.processor, self._config = model, processor, config
         self.padded_because: str | None = None
         if config.packing:
             self.padded_because = enable_packing(model.language_model)
@@ -52,9 +53,9 @@ class Dialogues:
 
     def survey(self, records: RecordDataset, cache: Path | None, num_workers: int = 0) -> Survey:
         """The samples that the records make; see `train.survey.survey`."""
-        most = self._processor.context_length
+        most = self.processor.context_length
         limits = Limits(min(self._config.max_length or most, most), self._config.over_long)
-        return survey(records, self._processor, limits, cache=cache, num_workers=num_workers)
+        return survey(records, self.processor, limits, cache=cache, num_workers=num_workers)
 
     @contextmanager
     def around(self, batch: dict[str, Any]) -> Iterator[dict[str, Tensor]]:

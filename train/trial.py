@@ -64,7 +64,7 @@ def _packed(model: PreTrainedModel, labels: torch.Tensor | None) -> torch.Tensor
     """Final states (15, D) of the three records of the trial, the two with one beginning."""
     if labels is not None:
         labels = labels.to(model.device)
-    with _evaluating(model), packed_rows(_TRIAL, labels):
+    with evaluating(model), packed_rows(_TRIAL, labels):
         places = torch.tensor([_TRIAL_PLACES], device=model.device)
         states = _states(model, list(range(12)), position_ids=places)
     return states[_TRIAL_ORDER]
@@ -74,7 +74,7 @@ def _packed(model: PreTrainedModel, labels: torch.Tensor | None) -> torch.Tensor
 def _alone(model: PreTrainedModel) -> torch.Tensor:
     """The same, each record by itself."""
     records = [[0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7], [8, 9, 10, 11]]
-    with _evaluating(model):
+    with evaluating(model):
         return torch.cat([_states(model, record) for record in records])
 
 
@@ -88,7 +88,8 @@ def _states(model: PreTrainedModel, tokens: list[int], **kwargs: Any) -> torch.T
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the whole model is in evaluation mode; afterwards each module is as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

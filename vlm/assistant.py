@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -208,15 +207,14 @@ class Assistant:
         batch_size: int = 16,
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[str]:
-        """Answers to (image, question) pairs in their order, computed in batches.
+        """Answers to (image, question) pairs in their order, `batch_size` of them at a time.
 
-        The first bad picture or question raises, after the answers of earlier batches.
+        Pairs are taken in a thread, at most a batch ahead. The first bad picture or question
+        raises, after the answers to those before it.
         """
         check_batch_size(batch_size)
-        iterator = iter(pairs)
-        while batch := list(islice(iterator, batch_size)):
-            chats = [[question_about(image, question)] for image, question in batch]
-            yield from (answer.text for answer in self.generate(chats, **sampling))
+        requests = (self.prepare_ahead(*pair, **sampling) for pair in pairs)
+        yield from (answer.text for answer in self.run_all(requests, batch_size))
 
     def caption_many(
         self,
@@ -261,9 +259,9 @@ class Assistant:
         return Request(prompt, settings, stop, keep=keep, deadline=deadline)
 
     def prepare_ahead(
-        self, image: ImageSource, question: str, **sampling: Unpack[SamplingOptions]
+        self, image: Images, question: str, **sampling: Unpack[SamplingOptions]
     ) -> "Request":
-        """One picture and a question with all done that needs no turn at the model, pixels too."""
+        """One question, as for `ask`, with all done that needs no turn at the model."""
         return self.engine.ahead(self.prepare([question_about(image, question)], **sampling))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -284,9 +282,14 @@ class Assistant:
         """Answer prepared requests as one batch, in their order."""
         return [to_answer(each, self.processor) for each in self.engine.generate(requests)]
 
-    def run_all(self, requests: "Iterable[Request]") -> Iterator[Answer]:
-        """Answers to any number of prepared requests, in their order; few are in memory."""
-        return (to_answer(each, self.processor) for each in self.engine.generate_all(requests))
+    def run_all(self, requests: "Iterable[Request]", batch_size: int = 16) -> Iterator[Answer]:
+        """Answers to any number of prepared requests, in their order; few are in memory.
+
+        `batch_size` of them run together, and as many are taken ahead, in a thread. An error
+        of a request raises after the answers before it.
+        """
+        found = self.engine.generate_all(requests, batch_size)
+        return (to_answer(each, self.processor) for each in found)
 
 
 def question_about(image: Images, question: str) -> Message:

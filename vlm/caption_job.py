@@ -6,7 +6,9 @@ vlm.caption_images("holiday/", "captions.jsonl")
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,10 +83,10 @@ def caption_images(
         prefix: written before each caption.
         suffix: written after it.
         include: words that captions should hold; rows list those that are missing.
-        discourage: words that they should not hold; rows list those that came up. The
-            model is not told.
-        batch_size: pictures that run together, and rows between two syncs to disk; the engine
-            has 32 places, and more than that keeps them filled while long captions end.
+        discourage: words that the model is kept from by a logit bias; rows list those that
+            came up all the same.
+        batch_size: pictures that run together, one that ends making room for the next; also
+            those that are read ahead, and rows between two syncs to disk.
         max_new_tokens: the most tokens of a caption.
         retry_errors: try pictures again whose row is an error.
         max_errors: end the run when more pictures than this have failed in it.
@@ -97,7 +99,8 @@ def caption_images(
             environment. Each rank writes a part, and the last to end merges them.
         on_result: called with each new row once it is written.
         on_progress: called with the pictures done so far, skipped ones included, and the
-            failed ones.
+            failed ones; one call at a time, for skipped ones from the thread that walks the
+            source.
         sampling: temperature, seed and so on, see `vlm.engine.sampling.Sampling`.
 
     Raises:
@@ -126,7 +129,7 @@ def caption_images(
     )
     from vlm.engine.sampling import Sampling
 
-    options = {"max_new_tokens": max_new_tokens, **sampling}
+    options = {"max_new_tokens": max_new_tokens, **prompts.steered(sampling)}
     Sampling(**options)  # a wrong value is told here, and not once for each picture
     asked = assistant.caption_prompt if prompt is None else prompt
     run = _run_facts(assistant, asked, max_new_tokens, prompts, sampling)
@@ -134,13 +137,21 @@ def caption_images(
     before = [path] if world > 1 else []
     counts = {"captioned": 0, "failed": 0, "skipped": 0, "copied": 0}
     names = hashlib.blake2b(run["run"].encode(), digest_size=16)
+    left = threading.Event()
+    telling = threading.Lock()
 
     def told() -> None:
-        if on_progress is not None:
+        if on_progress is None:
+            return
+        with telling:
             done = counts["captioned"] + counts["failed"] + counts["skipped"]
             on_progress(done, counts["failed"])
 
-    with Ledger(part, run, prompts, before) as ledger, marking(part, world) as done:
+    with (
+        Ledger(part, run, prompts, before) as ledger,
+        marking(part, world) as done,
+        ExitStack() as leaving,
+    ):
         places: dict[str, int] = {}
         covered = True  # every picture of every rank has its row already
 
@@ -148,6 +159,8 @@ def caption_images(
             nonlocal covered
             seen: set[bytes] = set()
             for number, item in enumerate(items):
+                if left.is_set():
+                    return
                 key = name_key(item.name)
                 if key in seen:
                     continue
@@ -166,6 +179,8 @@ def caption_images(
                     yield item
 
         made = results(assistant, lacking(), prompts, batch_size, options, ledger.find)
+        leaving.enter_context(closing(made))
+        leaving.callback(left.set)  # first: the thread may be among pictures that are skipped
         for number, result in enumerate(made, 1):
             place = places.pop(result.path)
             ledger.append(result, place if world > 1 else None)
@@ -216,7 +231,13 @@ def _run_facts(
     sampling: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What all rows of a ledger have in common, and a short id of it."""
-    options = json.loads(json.dumps({**prompts.options, **sampling}, default=str))
+    from vlm.pixels import DEFAULT_PREPROCESSING
+
+    given = {**prompts.options, **sampling}
+    way = getattr(assistant.processor, "preprocessing", DEFAULT_PREPROCESSING)
+    if way != DEFAULT_PREPROCESSING:
+        given["preprocessing"] = way
+    options = json.loads(json.dumps(given, default=str))
     facts = {
         "model": assistant.name,
         "model_id": assistant.identity,

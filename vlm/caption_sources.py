@@ -1,6 +1,6 @@
 """Where pictures to be captioned come from; every source is read as a stream.
 
-- a folder, or a glob pattern: pictures below it, sorted
+- a folder, or a glob pattern: pictures below it, sorted; links to folders are not followed
 - a list, or a .txt with a path a line: in its order
 - .jsonl, .csv, .parquet: a column with paths, or with bytes as `datasets` writes them
 - .tar: webdataset shards of key.jpg and, beside it, key.txt and key.json
@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from vlm.caption_items import IMAGE_COLUMNS, Item, file_item, row_item
-from vlm.captioning import walk
+from vlm.captioning import expand_paths, walk
 from vlm.errors import ConfigError
 
 Source = str | os.PathLike[str] | Iterable[Any]
@@ -81,7 +81,7 @@ class Items:
         elif (reader := _reader(path)) is not None:
             yield from reader(path, self._column)
         elif _is_pattern(path) and (found := _matches(path)):
-            yield from itertools.chain.from_iterable(map(self._open_path, found))
+            yield from itertools.chain.from_iterable(map(self._open_path, expand_paths(found)))
         else:  # a file, or what will get a row that says why it is none
             yield file_item(path)
 
@@ -91,7 +91,7 @@ class Items:
             if os.path.isdir(path):
                 return sum(1 for _ in walk(path))
             if _is_pattern(path) and (found := _matches(path)):
-                numbers = list(map(self._count, found))
+                numbers = list(map(self._count, expand_paths(found)))
                 return None if None in numbers else sum(filter(None, numbers))
             if _reader(path) is not None:
                 from vlm.caption_tables import count_rows
@@ -122,7 +122,21 @@ def _is_pattern(path: str) -> bool:
 
 
 def _matches(pattern: str) -> list[str]:
-    return sorted(glob.glob(pattern, recursive=True))
+    """What a pattern stands for, sorted.
+
+    ``**`` is walked here: `glob` follows links, and of two that lead back it sees no end.
+    """
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        return sorted(glob.glob(pattern))
+    at = parts.index("**")
+    rest = os.sep.join(parts[at + 1 :]) or "*"
+    found: set[str] = set()
+    for top in glob.glob(os.sep.join([*parts[:at], ""])) if at else [os.curdir]:
+        for folder, subfolders, _ in os.walk(top):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            found.update(_matches(os.path.join(glob.escape(folder), rest)))
+    return sorted(path for path in found if not (os.path.islink(path) and os.path.isdir(path)))
 
 
 def _is_dataset(source: Any) -> bool:

@@ -8,6 +8,7 @@
     ├── ConfigError           (ValueError)   a recipe or an option is wrong
     ├── ContextLengthError    (ValueError)   prompt and pictures do not fit the context
     ├── GenerationError       (RuntimeError) the model computed something that is no answer
+    ├── DivergenceError       (RuntimeError) training computed NaN or infinity
     ├── ErrorLimitError       (RuntimeError) more pictures failed than a run allows
     ├── QueueFullError        (RuntimeError) too many requests wait already; try again later
     └── MissingExtraError     (ImportError)  an optional dependency or system package is absent
@@ -58,8 +59,12 @@ class GenerationError(VlmError, RuntimeError):
     """The model's numbers are no answer, for example NaN logits."""
 
 
+class DivergenceError(VlmError, RuntimeError):
+    """A loss, a gradient or a trained weight is NaN or infinite; nothing of it is kept."""
+
+
 class ErrorLimitError(VlmError, RuntimeError):
-    """More pictures failed than a captioning run allows; finished rows are kept."""
+    """More pictures failed than a captioning or training run allows; what is done is kept."""
 
 
 class QueueFullError(VlmError, RuntimeError):

@@ -34,7 +34,7 @@ _REFUSED_MAGIC = (
     (b"\xc5\xd0\xd3\xc6", "PostScript"),
     (b"8BPS", "Photoshop"),
     (b"SIMPLE  =", "FITS"),
-    (b"\x00\x00\x01\x00", "icon"),
+    (b"\x00\x00\x01\x00", "Windows icon"),
     (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"\xff\x0a", "JPEG XL"),
@@ -175,9 +175,27 @@ def _sniff_refused(data: bytes) -> str | None:
     for magic, found in _REFUSED_MAGIC:
         if data.startswith(magic):
             return found
-    head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if head.startswith(b"<svg") or (head.startswith(b"<?xml") and b"<svg" in head):
+    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith((b"<svg", b"<!doctype svg")):
         return "SVG"
+    return "SVG" if head.startswith((b"<?xml", b"<!--")) and b"<svg" in head else None
+
+
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height that a WebP file declares; None where its first chunk is unknown.
+
+    Read here because the decoder asks for a whole canvas before it can be asked.
+    Layout: https://developers.google.com/speed/webp/docs/riff_container and RFC 9649.
+    """
+    kind, body = data[12:16], data[20:30]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        width, height = (int.from_bytes(body[at : at + 2], "little") for at in (6, 8))
+        return width & 0x3FFF, height & 0x3FFF
     return None
 
 

@@ -6,7 +6,6 @@ and ignores colour profiles.
 """
 
 import io
-import math
 
 from PIL import Image, ImageCms
 
@@ -25,6 +24,9 @@ _UPRIGHT = {  # EXIF 2.32, tag 0x0112
     8: Image.Transpose.ROTATE_90,
 }
 
+# What Pillow's reader makes of a PNG's samples; the key colour stays as the file has it.
+_KEY_SCALES = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
+
 # Colour space of a profile (ICC.1:2022, table 19) that fits each mode.
 _PROFILE_SPACE = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}
 
@@ -35,12 +37,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     - Transparency (RGBA, LA, palette or key colour) is composited over white.
     - 16-bit grey is scaled by 1/257. ``I`` and ``F`` have no declared range: values
       within 0..1 (``F`` only), 0..255 or 0..65535 are scaled from that range, others
-      from their own minimum and maximum.
+      from their own minimum and maximum, or to black if these are the same.
     - CMYK, Lab and pictures with a colour profile are converted to sRGB; a broken
       profile, or one for another colour space, is ignored.
 
     Raises:
-        ImageError: ``unsupported_mode`` for a mode that has no way to RGB.
+        ImageError: ``unsupported_mode`` for a mode that has no way to RGB;
+            ``undecodable`` for samples that are NaN or infinite.
     """
     if image.mode == "RGB" and not image.info:
         return image
@@ -72,25 +75,35 @@ def _flatten(image: Image.Image, profile: bytes | None) -> Image.Image:
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "I;16N":
         raise _unsupported(image.mode)  # Pillow would read every sample as 255
+    key = image.info.get("transparency")
     if image.mode.startswith("I;16"):
         low, high = 0.0, 65535.0
     elif image.mode in ("I", "F"):
         low, high = _sample_range(image)
     else:
         return image
-    scale = 255.0 / (high - low)
+    scale = 255.0 / (high - low) if high > low else 0.0
     # Conversion to L cuts the fraction off, hence the half.
     scaled = image.convert("F").point(lambda value: value * scale + (0.5 - low * scale))
     grey = scaled.convert("L")
     grey.info.pop("transparency", None)  # a key of the old depth means nothing now
+    if isinstance(key, int):
+        import numpy as np
+
+        seen = np.asarray(image) != key
+        grey.putalpha(Image.fromarray(seen.astype(np.uint8) * np.uint8(255)))
     return grey
 
 
 def _sample_range(image: Image.Image) -> tuple[float, float]:
     extrema = image.getextrema()
     low, high = float(extrema[0]), float(extrema[1])  # type: ignore[arg-type]
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ImageError("the picture holds infinite values; save it as 8-bit RGB", "undecodable")
+    if image.mode == "F":
+        import numpy as np
+
+        if not np.isfinite(np.asarray(image)).all():  # extrema pass over NaN
+            text = "the picture holds NaN or infinite values; save it as 8-bit RGB"
+            raise ImageError(text, "undecodable")
     for top in (1.0, 255.0, 65535.0):
         if low >= 0 and high <= top and (top > 1 or image.mode == "F"):
             return 0.0, top
@@ -123,9 +136,24 @@ def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
         return None
 
 
+def scale_key(image: Image.Image, layout: object) -> None:
+    """Bring the key colour of a PNG of 2, 4 or 16 bits to 8, as its samples were.
+
+    Args:
+        image: just loaded; its ``info`` is mended.
+        layout: of its samples in the file, Pillow's name.
+    """
+    key = image.info.get("transparency")
+    scale = _KEY_SCALES.get(layout) if isinstance(layout, str) else None
+    if scale is not None and isinstance(key, int):
+        image.info["transparency"] = int(key * scale)
+    elif scale is not None and isinstance(key, tuple):
+        image.info["transparency"] = tuple(int(value * scale) for value in key)
+
+
 def upright(image: Image.Image, exif: bytes | None) -> Image.Image:
     """Turn a picture as its EXIF orientation tells; EXIF that is corrupt is ignored."""
-    turn = _UPRIGHT.get(_orientation(exif)) if exif else None
+    turn = _UPRIGHT.get(_orientation(exif)) if isinstance(exif, bytes) else None
     return image if turn is None else image.transpose(turn)
 
 

@@ -3,9 +3,9 @@
 Browser, command line, Python and training all come through `load_image`, so the same
 picture gives the same pixels everywhere. The order of the steps is the safety:
 
-    byte cap -> format by content, from a fixed list -> pixel cap from the header, before
-    any decoding -> JPEG draft -> full decode (a truncated file is an error, never half
-    grey) -> EXIF upright -> 8-bit RGB on white (`vlm.image_modes`)
+    byte cap -> format by content, from a fixed list -> caps on pixels and shape from the
+    header, before any decoding -> JPEG draft -> full decode (a truncated file is an error,
+    never half grey) -> EXIF upright -> 8-bit RGB on white (`vlm.image_modes`)
 
 Decoder classes are called directly instead of through ``PIL.Image.open``: only those on
 the list can run, and Pillow's process-wide pixel limit, with its warning, plays no part.
@@ -32,8 +32,8 @@ from PIL import (
 )
 
 from vlm.errors import ImageError
-from vlm.image_bytes import check_bytes, read_path, shorten, sniff
-from vlm.image_modes import to_rgb, upright
+from vlm.image_bytes import check_bytes, read_path, shorten, sniff, webp_size
+from vlm.image_modes import scale_key, to_rgb, upright
 
 _DECODERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "AVIF": AvifImagePlugin.AvifImageFile,
@@ -53,10 +53,13 @@ class ImageLimits:
     Args:
         max_bytes: largest encoded size, in bytes.
         max_pixels: largest width times height that the header declares.
+        max_aspect: how many times longer than the other a side may be. A tower that makes
+            the shorter side fit would blow up a line of 1 x 1,000,000 to gigabytes.
     """
 
     max_bytes: int = 64 * 1024 * 1024
     max_pixels: int = 100_000_000
+    max_aspect: int = 200
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -78,6 +81,11 @@ class CleanImage:
     format: str
     size: tuple[int, int]
     animated: bool = False
+
+    @property
+    def is_drafted(self) -> bool:
+        """Whether it is a JPEG that was decoded smaller than it is."""
+        return sorted(self.size) != sorted(self.pixels.size)
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -107,7 +115,7 @@ def load_image(
     Args:
         source: a path, a ``data:`` URI, encoded bytes, or a PIL picture. A clean
             picture passes through unchanged. http(s) URLs are refused.
-        limits: caps on bytes and pixels.
+        limits: caps on bytes, pixels and shape.
         draft_to: JPEG only: decode at 1/2, 1/4 or 1/8 scale as long as both sides
             stay at least this many pixels. Much faster for big photos; the pixels
             then differ slightly from a full decode.
@@ -116,11 +124,22 @@ def load_image(
     Raises:
         ImageError: with a ``code``: ``missing``, ``unreadable``, ``remote_url``,
             ``bad_data_uri``, ``empty_image``, ``undecodable``, ``truncated``,
-            ``too_many_bytes``, ``too_many_pixels``, ``unsupported_format``,
-            ``unsupported_mode`` or ``unsupported_source``.
+            ``too_many_bytes``, ``too_many_pixels`` (or more than memory holds now),
+            ``too_thin``, ``unsupported_format``, ``unsupported_mode`` or
+            ``unsupported_source``.
     """
     if isinstance(source, CleanImage):
         return source
+    try:
+        return _clean(source, limits, draft_to, name)
+    except MemoryError as error:
+        shown = shorten(os.fspath(source)) if isinstance(source, str | os.PathLike) else name
+        raise ImageError(
+            f"{shown} needs more memory than is free; save a smaller copy", "too_many_pixels"
+        ) from error
+
+
+def _clean(source: ImageSource, limits: ImageLimits, draft_to: int | None, name: str) -> CleanImage:
     if isinstance(source, Image.Image):
         return _clean_picture(source, limits, name)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -140,11 +159,15 @@ def load_image(
 def _clean_bytes(data: bytes, name: str, limits: ImageLimits, draft_to: int | None) -> CleanImage:
     found = sniff(data, name)
     decoder = _heic_decoder(name) if found == "HEIC" else _DECODERS[found]
-    if found == "WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
-        raise _truncated(name)
+    if found == "WEBP":
+        if len(data) < 8 + int.from_bytes(data[4:8], "little"):
+            raise _truncated(name)
+        _check_size(webp_size(data) or (1, 1), limits, name)  # its decoder begins with a canvas
     stream = _Stream(data)
     try:
         image = decoder(stream)
+    except MemoryError:
+        raise
     except Exception as error:  # hostile bytes make decoders raise nearly anything
         if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
             raise ImageError(f"{name} declares too many pixels", "too_many_pixels") from error
@@ -152,31 +175,49 @@ def _clean_bytes(data: bytes, name: str, limits: ImageLimits, draft_to: int | No
             f"{name} is a damaged {found} file; save or download it again", "undecodable"
         ) from error
     size = image.size
-    _check_pixels(size, limits, name)
+    _check_size(size, limits, name)
     if draft_to is not None:
         image.draft(image.mode, (draft_to, draft_to))
     stream.must_not_end = True
     _load(image, name)
     stream.must_not_end = False
-    pixels = upright(to_rgb(image), image.info.get("exif"))
+    pixels = _convert(image, name)
     return CleanImage(_without_info(pixels, image), found, size, _is_animated(image))
 
 
 def _clean_picture(picture: Image.Image, limits: ImageLimits, name: str) -> CleanImage:
-    if 0 in picture.size:
-        raise ImageError(f"{name} has no pixels; pass one with width and height", "empty_image")
-    _check_pixels(picture.size, limits, name)
+    _check_size(picture.size, limits, name)
     size = picture.size
     _load(picture, name)
-    pixels = upright(to_rgb(picture), picture.info.get("exif"))
+    pixels = _convert(picture, name)
     return CleanImage(_without_info(pixels, picture), "PIL", size)
 
 
 def _load(image: Image.Image, name: str) -> None:
+    tiles = getattr(image, "tile", None) or []
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and tiles:
+        rows = image.tag_v2[TiffImagePlugin.IMAGELENGTH]  # `height` counts them turned already
+        if max(tile.extents[3] for tile in tiles) < rows:
+            raise _truncated(name)  # Pillow would leave what no strip covers black
+    layout = tiles[0].args if tiles else None
     try:
         image.load()
+    except MemoryError:
+        raise
     except Exception as error:  # hostile bytes make decoders raise nearly anything
         raise _truncated(name) from error
+    scale_key(image, layout)
+
+
+def _convert(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return upright(to_rgb(image), image.info.get("exif"))
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # a palette, a profile or a key that is none
+        raise ImageError(
+            f"{name} has colours that cannot be made out; save it as 8-bit RGB", "undecodable"
+        ) from error
 
 
 def _truncated(name: str) -> ImageError:
@@ -185,13 +226,21 @@ def _truncated(name: str) -> ImageError:
     )
 
 
-def _check_pixels(size: tuple[int, int], limits: ImageLimits, name: str) -> None:
+def _check_size(size: tuple[int, int], limits: ImageLimits, name: str) -> None:
     width, height = size
+    if 0 in size:
+        raise ImageError(f"{name} has no pixels; pass one with width and height", "empty_image")
     if width * height > limits.max_pixels:
         raise ImageError(
             f"{name} declares {width:,} x {height:,} pixels, over the limit of "
             f"{limits.max_pixels:,}; save a smaller copy",
             "too_many_pixels",
+        )
+    if max(size) > limits.max_aspect * min(size):
+        raise ImageError(
+            f"{name} has {width:,} x {height:,} pixels, one side more than {limits.max_aspect:,} "
+            "times the other; crop it",
+            "too_thin",
         )
 
 

@@ -82,6 +82,9 @@ class VisionLanguageModel(PreTrainedModel):
                 chosen = self.config._attn_implementation
                 usable = chosen != "sdpa" or part._supports_sdpa  # Gemma 2 caps its scores
                 part.set_attn_implementation(chosen if usable else "eager")
+        # Ranks that hold slices of a model must call its parts together: with this, a batch
+        # without a picture calls tower and projector too.
+        self.looks_always = False
         self.history: History = ()  # the runs that made the weights, as far as is known
         self.post_init()
 
@@ -156,11 +159,21 @@ class VisionLanguageModel(PreTrainedModel):
         Without this, ranks whose batch has no picture would leave its gradients out
         and data-parallel training would wait for them for ever.
         """
+        if self.looks_always:
+            return embeds
         weight = self.multi_modal_projector.linear_1.weight
         if not (self.training and weight.requires_grad and torch.is_grad_enabled()):
             return embeds
         nothing = self.multi_modal_projector(weight.new_zeros(1, weight.shape[1]))
         return embeds + 0 * nothing.sum().to(embeds.device, embeds.dtype)
+
+    def _look_at_nothing(self, device: torch.device) -> torch.Tensor | int:
+        """Zero; where `looks_always`, by way of a blank picture, at the same point as others."""
+        if not self.looks_always:
+            return 0
+        size = self.config.vision_config.image_size
+        seen = self.encode_images(torch.zeros(1, 3, size, size, device=device))
+        return 0 * seen.sum()
 
     def forward(
         self,
@@ -204,7 +217,8 @@ class VisionLanguageModel(PreTrainedModel):
                 vision_features = self.look(pixel_values)
             if image_features is None and vision_features is not None:
                 image_features = self.project(vision_features)
-            inputs_embeds = self.embed(input_ids, image_features)
+            nothing = self._look_at_nothing(input_ids.device) if image_features is None else 0
+            inputs_embeds = self.embed(input_ids, image_features) + nothing
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = positions(attention_mask)[:, -inputs_embeds.shape[1] :]
         decoder = self.language_model.get_decoder()

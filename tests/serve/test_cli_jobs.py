@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from data_recipes.scenes import build as build_scenes
@@ -54,7 +55,10 @@ def test_train_writes_a_model_that_ask_opens(run: Run, tmp_path: Path) -> None:
     assert "absent.jsonl" in run("train", recipe, *elsewhere).refused()
 
 
-def test_train_tells_how_to_go_on_after_control_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_train_tells_how_to_go_on_when_it_is_stopped(
+    number: int, code: int, tmp_path: Path
+) -> None:
     data, recipe = tmp_path / "data", tmp_path / "long.yaml"
     build_scenes(2, 0, data, task="language", turns=1)
     language = tiny_language_folder(tmp_path / "language")
@@ -63,15 +67,17 @@ def test_train_tells_how_to_go_on_after_control_c(tmp_path: Path) -> None:
         f"batch_size: 2\nlearning_rate: 0.001\nmax_steps: 100000\nmodel: {{language: {language}}}\n"
     )
     process = subprocess.Popen(
-        [*COMMAND, "train", recipe], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [*COMMAND, "train", recipe], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert process.stderr is not None
+    assert process.stdout is not None
     shown = b""
-    while not re.search(rb"\b[1-9]\d*/100000", shown):  # the bar of a run that is under way
-        shown += process.stderr.read(1)
-    process.send_signal(signal.SIGINT)
-    rest = process.stderr.read().decode()
-    assert process.wait(60) == 130
+    while not re.search(rb"\b[1-9]\d*/100000", shown):  # a line of a run that is under way
+        piece = process.stdout.read(1)
+        assert piece, process.stderr and process.stderr.read().decode()
+        shown += piece
+    process.send_signal(number)
+    rest = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == code
     assert re.search(r"stopped at step \d+ of 100000; the same command continues$", rest.strip())
     assert list((tmp_path / "out" / "checkpoints").glob("checkpoint-*"))
 

@@ -1,6 +1,7 @@
 """Killed and resumed equals uninterrupted, bit for bit."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 
 import train.run
+from train.checkpoints import last_checkpoint
 from train.run import Interrupted, run
-from train.trainer import StageTrainer, last_checkpoint
-from vlm.errors import CheckpointError, RecordError
+from train.trainer import StageTrainer
+from vlm.errors import CheckpointError, ConfigError, RecordError
 
 Recipe = Callable[..., str]
 Scenes = Callable[..., str]
@@ -89,7 +91,7 @@ def uninterrupted(
     [
         (instruct, 2, signal.SIGINT),  # stops within an epoch
         (instruct, 3, signal.SIGTERM),  # and at the end of one
-        (contrastive, 0, signal.SIGTERM),
+        (contrastive, 0, signal.SIGUSR1),  # SLURM tells of pre-emption so
         (contrastive, 5, signal.SIGINT),  # in the last step: the run ends as usual
     ],
 )
@@ -108,8 +110,10 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     before = signal.getsignal(number)
     strike(monkeypatch, step, number)
     if step + 1 < NUM_STEPS:
-        with pytest.raises(Interrupted, match=f"stopped at step {step + 1} of {NUM_STEPS}"):
+        stopped = f"stopped at step {step + 1} of {NUM_STEPS}; the same command continues"
+        with pytest.raises(Interrupted, match=stopped) as caught:
             run(path)
+        assert caught.value.exit_code == (130 if number == signal.SIGINT else 0)
         assert not (tmp_path / "out" / "vlm.json").exists()
         monkeypatch.undo()
     assert result(run(path)) == uninterrupted[make]
@@ -178,6 +182,71 @@ def test_a_second_signal_ends_at_once(
         run(path)
     assert not isinstance(caught.value, Interrupted)
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_resume_needs_something_to_resume(
+    tmp_path: Path, recipe: Recipe, scenes: Scenes, llava: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = contrastive(tmp_path / "out", recipe, scenes, llava)
+    with pytest.raises(ConfigError, match="no checkpoint to resume"):
+        run(path, resume=True)
+    assert not (tmp_path / "out").exists()
+    strike(monkeypatch, 2, signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        run(path)
+    monkeypatch.undo()
+    run(path, resume=True)
+    assert run(path, resume=True) == tmp_path / "out"  # done is done
+
+
+def test_a_folder_in_use_is_refused(
+    tmp_path: Path, recipe: Recipe, scenes: Scenes, llava: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = contrastive(tmp_path / "out", recipe, scenes, llava)
+    command = [sys.executable, "-c", "from serve.cli import main; main()", "train", path]
+    refused = []
+
+    class Watched(StageTrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            if not refused:
+                refused.append(subprocess.run(command, capture_output=True, text=True, timeout=120))
+            return super().training_step(*args, **kwargs)
+
+    monkeypatch.setattr(train.run, "StageTrainer", Watched)
+    run(path)
+    assert refused[0].returncode == 2
+    line = refused[0].stderr.strip().splitlines()[-1]
+    assert line.startswith(f"error: another run is training in {tmp_path / 'out'}; wait for it")
+    assert not list((tmp_path / "out").glob("*.lock"))
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    uninterrupted: dict[Any, Any],
+    tmp_path: Path,
+    recipe: Recipe,
+    scenes: Scenes,
+    llava: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = instruct(tmp_path / "out", recipe, scenes, llava)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Full(StageTrainer):
+        def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+            full = 15_000 if self.state.global_step == 4 else limits[0]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (full, limits[1]))
+            try:
+                super()._save_checkpoint(*args, **kwargs)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(train.run, "StageTrainer", Full)
+    with pytest.raises(CheckpointError, match=r"step 4 in .* cannot be written .*make room"):
+        run(path)
+    checkpoints = tmp_path / "out" / "checkpoints"
+    assert {p.name for p in checkpoints.iterdir() if p.is_dir()} == {"checkpoint-2", "checkpoint-3"}
+    monkeypatch.undo()
+    assert result(run(path)) == uninterrupted[instruct]
 
 
 def test_signals_are_given_back_after_an_error(tmp_path: Path, recipe: Recipe, llava: str) -> None:

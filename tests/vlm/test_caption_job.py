@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import vlm
 from vlm import testing
@@ -105,6 +106,9 @@ def test_words_that_are_missing_or_unwanted_are_told() -> None:
     assert (said.missing, said.unwanted) == (("red dog", "cat"), ("image", "a"))
     assert prompts.caption("red dog; concatenated images", "stop", None).missing == ("cat",)
     assert prompts.caption("red dog; concatenated images", "stop", None).unwanted == ()
+    for words in (["a", " "], [3]):
+        with pytest.raises(ConfigError, match=r"discourage is .*none empty"):
+            CaptionPrompts("what?", discourage=words)
     with pytest.raises(ConfigError, match="include is the text 'dog'"):
         CaptionPrompts("what?", include="dog")
     with pytest.raises(ConfigError, match="no key"):
@@ -113,6 +117,36 @@ def test_words_that_are_missing_or_unwanted_are_told() -> None:
         CaptionPrompts({})
     with pytest.raises(MessageError):
         CaptionPrompts({"a": " "})
+
+
+def test_discouraged_words_are_kept_out_and_make_another_run(
+    model: Assistant, pictures: Path, out: Path, tmp_path: Path
+) -> None:
+    """Of letters, so that there are words: random weights write few otherwise."""
+    letters = dict.fromkeys(model.processor.tokenizer.convert_tokens_to_ids(list("abcdeuvw")), 50)
+    run(model, pictures, out, logit_bias=letters)
+    plain = [row["caption"] for row in rows(out)]
+    letter = plain[0][0]
+    other = tmp_path / "other.jsonl"
+    run(model, pictures, other, logit_bias=letters, discourage=[letter])
+    kept = [row["caption"] for row in rows(other)]
+    asked = {**letters, letter: -100}
+    expected = [
+        model.caption(row["path"], max_new_tokens=TOKENS, logit_bias=asked) for row in rows(other)
+    ]
+    assert kept == expected != plain and not any(letter in text.lower() for text in kept)
+    runs = {row["run"] for row in rows(out) + rows(other)}
+    assert len(runs) == 2 and rows(other)[0]["options"]["discourage_bias"] == -100
+    for changed in ({}, {"discourage": ["zoo"]}, {"discourage": [letter, "zoo"]}):
+        with pytest.raises(ConfigError, match="give another ledger"):
+            run(model, pictures, other, logit_bias=letters, **changed)
+    with pytest.raises(ConfigError, match="give another ledger"):
+        run(model, pictures, other, logit_bias={**letters, 5: 1.0}, discourage=[letter])
+    with pytest.raises(ConfigError, match="logit_bias of 3 is 500"):
+        run(model, pictures, other, logit_bias={3: 500}, discourage=[letter])
+    run(model, pictures, tmp_path / "own.jsonl", logit_bias={letter: 50}, discourage=[letter])
+    own = rows(tmp_path / "own.jsonl")
+    assert all(letter in row["caption"] for row in own)  # a bias of one's own counts
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 20])
@@ -163,32 +197,39 @@ def test_changed_rows_of_a_list_get_a_new_row(model: Assistant, pictures: Path, 
     assert run(model, pil, out) == Summary(0, 0, 2)
 
 
-class Failing:
-    """An assistant whose engine fails on some pictures, by their question."""
-
-    def __init__(self, model: Assistant, bad: set[str]) -> None:
-        self._model, self._bad = model, bad
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def run(self, requests: Any) -> Any:
-        for request in requests:
-            if request.prompt.images[0].sha256 in self._bad:
-                raise GenerationError("out of memory")
-        return self._model.run(requests)
-
-
 def test_a_picture_that_breaks_the_model_takes_no_other_with_it(
-    model: Assistant, pictures: Path, out: Path
+    model: Assistant, pictures: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hashes = [vlm.load_image(pictures / f"{seed}.png").sha256 for seed in range(7)]
-    assert run(Failing(model, {hashes[2]}), pictures, out) == Summary(6, 1, 0)
+    encode = model.engine.model.encode_images
+    bad: list[torch.Tensor] = []
+
+    def encode_images(batch: torch.Tensor) -> torch.Tensor:
+        found = encode(batch)
+        for row, given in enumerate(batch):
+            if any(torch.equal(given, each) for each in bad):
+                found[row] = torch.nan
+        return found
+
+    def forget() -> None:
+        model.engine.cache.clear()
+        model.engine.prefixes.clear()
+
+    loaded = [vlm.load_image(pictures / f"{seed}.png") for seed in range(7)]
+    bad += [model.processor.pixel_values([image])[0] for image in loaded[2:3]]
+    monkeypatch.setattr(model.engine.model, "encode_images", encode_images)
+    forget()
+    assert run(model, pictures, out) == Summary(6, 1, 0)
     assert [row["code"] for row in rows(out)] == [None, None, "generation", *[None] * 4]
+    bad.clear()
+    forget()
     assert run(model, pictures, out, retry_errors=True) == Summary(1, 0, 6)
+    bad += [model.processor.pixel_values([image])[0] for image in loaded]
+    forget()
     out.unlink()
     with pytest.raises(GenerationError):  # a model that never answers is no matter of pictures
-        run(Failing(model, set(hashes)), pictures, out)
+        run(model, pictures, out)
+    assert out.read_bytes() == b""
+    forget()
 
 
 def test_malformed_sources_end_with_file_and_line(

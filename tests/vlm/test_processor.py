@@ -5,16 +5,19 @@ import json
 import pickle
 import time
 from pathlib import Path
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessorPil
 
 from vlm import testing
-from vlm.errors import CheckpointError, ContextLengthError, ImageError
+from vlm.errors import CheckpointError, ConfigError, ContextLengthError, ImageError
 from vlm.images import load_image
 from vlm.messages import assistant, user
+from vlm.pixels import Preprocessing
 from vlm.processor import Processor
 
 
@@ -102,6 +105,44 @@ def test_big_jpegs_may_be_decoded_smaller_but_small_ones_are_exact(processor: Pr
         [clean] = processor.encode([user("x", stream.getvalue())]).images
         assert (clean.pixels.size != size) == is_drafted
         assert min(clean.pixels.size) >= 2 * processor.image_size
+
+
+def jpeg(size: tuple[int, int]) -> bytes:
+    stream = io.BytesIO()
+    testing.draw_image(size).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def levels(processor: Processor, data: bytes, way: Preprocessing) -> np.ndarray:
+    """Pixels (3, H, W) in levels of 8 bits."""
+    processor.preprocessing = way
+    values = processor.pixel_values(processor.encode([user("x", data)]).images)[0].numpy()
+    made = processor.image_processor
+    mean, std = (np.array(each)[:, None, None] for each in (made.image_mean, made.image_std))
+    return np.asarray(255 * (values * std + mean))
+
+
+def test_each_way_of_preprocessing_keeps_its_promise(folder: Path) -> None:
+    """Of a photo: exact, then a level off, then a decode of less. Of a small one: exact."""
+    processor = Processor.from_folder(folder)
+    assert processor.preprocessing == "draft" and processor.draft_to == 56
+    for size in ((900, 701), (100, 55)):
+        data = jpeg(size)
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
+        steps: dict[str, Any] = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+        theirs = processor.image_processor(picture, **steps)["pixel_values"][0].astype(float)
+        found = {way: levels(processor, data, way) for way in get_args(Preprocessing)}
+        error = {way: np.abs(each - theirs) for way, each in found.items()}
+        assert error["exact"].max() < 1e-3
+        assert 0.99 < error["box"].max() < 1.01 and (error["box"] > 0.5).mean() < 0.01
+        if size[0] > 100:
+            assert not np.array_equal(found["draft"], found["box"]) and error["draft"].max() < 40
+        else:
+            assert np.array_equal(found["draft"], found["exact"])
+    processor.preprocessing = "exact"
+    assert processor.draft_to is None
+    with pytest.raises(ConfigError, match="'fast'; known: exact, box, draft"):
+        processor.preprocessing = "fast"  # type: ignore[assignment]
 
 
 def test_decode_leaves_special_tokens_out(processor: Processor) -> None:

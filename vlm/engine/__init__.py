@@ -11,7 +11,8 @@
 - prefixes: keys and values of earlier prompts, so that shared beginnings are computed once
 - decoders: which way a decoder is run; lean: the fastest, for the Llama family
 - packed: weights rearranged for the CPU's kernels
-- arrivals: requests that are made in a thread meanwhile
+- arrivals: requests that are made in threads meanwhile; in_order: any number of them, few in
+  memory; batches: the same where only whole batches run
 - runner: one step after the other
 - generate: the same for models that are not ours, by their own `generate`
 - stream: tokens to pieces of text

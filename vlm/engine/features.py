@@ -10,14 +10,15 @@ from collections.abc import Sequence
 import torch
 
 from vlm.engine.cache import FeatureCache, FeatureKey
+from vlm.engine.request import Request
 from vlm.images import CleanImage
 from vlm.model import VisionLanguageModel
 from vlm.processor import Processor
 
 
 def preprocessing_identity(processor: Processor) -> str:
-    """A short hash of everything between clean pixels and the tower's input."""
-    settings = processor.image_processor.to_dict()
+    """A short hash of everything between a file and the tower's input."""
+    settings = {**processor.image_processor.to_dict(), "preprocessing": processor.preprocessing}
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -39,11 +40,11 @@ class Encoder:
         self._model = model
         self._processor = processor
         self._weights = weights
-        self._preprocessing = preprocessing_identity(processor)
 
     def key(self, image: CleanImage) -> FeatureKey:
         """The picture's key in the cache."""
-        return FeatureKey(image.sha256, self._preprocessing, self._weights)
+        preprocessing = preprocessing_identity(self._processor)  # which may be set anew
+        return FeatureKey(image.sha256, preprocessing, self._weights)
 
     def encode(
         self, images: Sequence[CleanImage], pixels: Sequence[torch.Tensor | None]
@@ -73,3 +74,26 @@ class Encoder:
                 known[key] = row
                 self.cache.put(key, row)
         return torch.stack([known[key] for key in keys])
+
+    def encode_rests(self, rests: Sequence[tuple[Request, int]]) -> torch.Tensor | None:
+        """Visual tokens (tokens, D) of prompts, from a position on each; None for no picture.
+
+        Args:
+            rests: requests, and how many positions of their prompts are known already.
+        """
+        size = self._processor.num_visual_tokens
+        images: list[CleanImage] = []
+        pixels: list[torch.Tensor | None] = []
+        keep: list[torch.Tensor] = []
+        for request, known in rests:
+            prompt, made = request.prompt, request.pixel_values
+            before = prompt.input_ids[:known].count(self._processor.image_token_id)
+            first, skipped = divmod(before, size)
+            start, count = len(images) * size, len(prompt.images) - first
+            keep.append(torch.arange(start + skipped, start + count * size))
+            images += prompt.images[first:]
+            pixels += [None] * count if made is None else list(made[first:])
+        features = self.encode(images, pixels)
+        if features is None:
+            return None
+        return features.flatten(0, 1)[torch.cat(keep).to(features.device)]

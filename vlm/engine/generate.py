@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,9 +26,12 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from vlm.engine.batches import Batches
+from vlm.engine.in_order import answer_all
 from vlm.engine.request import Completion, Request, Row
 from vlm.engine.sampling import next_tokens
 from vlm.engine.turns import TurnLock
+from vlm.errors import GenerationError
 
 if TYPE_CHECKING:
     from vlm.relative_processor import Inputs, RelativeProcessor
@@ -91,16 +94,22 @@ class GenerateEngine:
             row.finish_reason = row.finish_reason or "length"
         return [row.completion() for row in rows]
 
-    def generate_all(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Answer any number of requests, in their order, in batches.
+    def generate_all(
+        self, requests: Iterable[Request], places: int = _BATCH
+    ) -> Iterator[Completion]:
+        """Answer any number of requests, in their order, in batches of at most `places`.
 
         Raises:
-            ContextLengthError: a prompt does not fit.
+            ContextLengthError: a prompt does not fit; raised in its turn, as the next are.
             GenerationError: the model computes NaN.
+            Exception: what `requests` raises, once all requests before it are answered.
         """
-        iterator = iter(requests)
-        while batch := list(islice(iterator, _BATCH)):
-            yield from self.generate(batch)
+        return answer_all(self, requests, places)
+
+    @contextmanager
+    def desk(self, places: int) -> Iterator[Batches]:
+        """The engine for one job: what it submits between two steps is one batch."""
+        yield Batches(self.generate)
 
     def stream(self, request: Request) -> Iterator[Row]:
         """Answer one request; yields its row after every step, the last time ended.
@@ -154,7 +163,7 @@ class GenerateEngine:
                 return
             hook = _Hook(rows, self.processor.never_text, left, step)
             eos = sorted(self.processor.eos_token_ids)
-            with torch.inference_mode():
+            with torch.inference_mode(), _telling_memory(len(rows)):
                 self.model.generate(
                     **self._batch(rows),
                     logits_processor=LogitsProcessorList([hook]),
@@ -234,6 +243,18 @@ class _Stop(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Flags (B,)."""
         return torch.tensor(self._hook.ended(), device=input_ids.device)
+
+
+@contextmanager
+def _telling_memory(rows: int) -> Iterator[None]:
+    """Memory that ends is an error of these rows, and not of the process."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise GenerationError(
+            f"out of memory for {rows} answers at a time ({error}); use a smaller batch or "
+            "fewer pictures"
+        ) from error
 
 
 def _tensors(row: Row) -> "dict[str, torch.Tensor]":

@@ -3,10 +3,11 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
+from vlm.engine.bias import Bias
 from vlm.engine.loops import LoopDetector
 from vlm.engine.sampling import Draw, Sampler, Sampling
 from vlm.engine.stops import StopText, num_needed
@@ -81,6 +82,10 @@ class Reader(Protocol):
         """Positions that the model has."""
 
     @property
+    def tokenizer(self) -> Any:
+        """A transformers tokenizer; spells the words of a bias."""
+
+    @property
     def never_text(self) -> Sequence[int]:
         """Tokens that stand for pictures and the like."""
 
@@ -104,12 +109,15 @@ class Row:
 
     Raises:
         ContextLengthError: the prompt leaves no room for one token of an answer.
+        ConfigError: `logit_bias` names a token that the model does not have.
     """
 
     def __init__(self, request: Request, processor: Reader) -> None:
         sampling = request.sampling
         self.request = request
-        self.sampler = Sampler(sampling, request.prompt.input_ids, processor.never_text)
+        ids, biases = request.prompt.input_ids, sampling.logit_bias
+        bias = Bias(biases, processor.tokenizer, ids) if biases else None
+        self.sampler = Sampler(sampling, ids, processor.never_text, bias)
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.top_logprobs: list[Likeliest] = []

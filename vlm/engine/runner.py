@@ -8,25 +8,25 @@ arrive meanwhile join at the next step. Shapes: B rows running, V vocabulary.
 import dataclasses
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
+import numpy as np
 import torch
 
-from vlm.engine.arrivals import ahead_of
 from vlm.engine.cache import FeatureCache
 from vlm.engine.decoders import choose
 from vlm.engine.features import Encoder
+from vlm.engine.in_order import answer_all
 from vlm.engine.packed import pack_linears
 from vlm.engine.prefixes import PrefixStore, shared_length
 from vlm.engine.request import Completion, Request, Row
-from vlm.engine.sampling import BAD_LOGITS, draw_rows
+from vlm.engine.sampling import BAD_LOGITS, Draw, draw_rows
 from vlm.engine.scheduler import Scheduler
 from vlm.engine.slots import Segment, SlotCache, Step, affordable
 from vlm.engine.task import Task
 from vlm.engine.turns import TurnLock
 from vlm.errors import GenerationError
-from vlm.images import CleanImage
 from vlm.model import VisionLanguageModel
 from vlm.processor import Processor
 
@@ -102,36 +102,33 @@ class Engine:
         (task,) = self.submit([request])
         return self._steps(task)
 
-    def generate_all(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate_all(
+        self, requests: Iterable[Request], places: int | None = None
+    ) -> Iterator[Completion]:
         """Answer any number of requests, in their order, with a bounded number in memory.
 
-        Requests are taken in a thread while earlier ones run, so that whatever makes them
-        (reading files, decoding pictures) costs no time at the model; a row that ends makes
-        room for the next at once, across what would be batches.
+        Args:
+            requests: taken in a thread while earlier ones run, see `answer_all`.
+            places: requests that run together; by default as many as the engine has.
 
         Raises:
-            ContextLengthError: a prompt does not fit.
+            ContextLengthError: a prompt does not fit; raised in its turn, as the next are.
             GenerationError: the model computes NaN, or memory does not suffice for one row.
             Exception: what `requests` raises, once all requests before it are answered.
         """
-        self.optimize()
-        places = self.scheduler.max_running
-        with ahead_of(requests, places) as arriving:
-            tasks: deque[Task] = deque()
-            try:
-                while tasks or not arriving.over:
-                    if len(tasks) < 2 * places:
-                        idle = not tasks or all(task.ended for task in tasks)
-                        tasks.extend(self.submit(arriving.take(places // 4 or 1, wait=idle)))
-                    if tasks and not tasks[0].ended:
-                        self.step()
-                    while tasks and tasks[0].ended:
-                        yield tasks.popleft().result()
-                if arriving.error is not None:
-                    raise arriving.error
-            finally:
-                for task in tasks:
-                    task.abandon()
+        return answer_all(self, requests, places or self.scheduler.max_running)
+
+    @contextmanager
+    def desk(self, places: int) -> Iterator["Engine"]:
+        """The engine for a job of which `places` items run together: room for so many rows."""
+        with self.lock:
+            more = max(0, places - self.scheduler.max_running)
+            self.scheduler.max_running += more
+        try:
+            yield self
+        finally:
+            with self.lock:
+                self.scheduler.max_running -= more
 
     def submit(self, requests: Sequence[Request]) -> list[Task]:
         """Put requests into the queue; `generate` and `stream` bring them forward."""
@@ -210,19 +207,26 @@ class Engine:
             ],
         )
         logits = self._forward(step, old, new)
+        draws = self._draw([*old, *new], logits)
+        # Nothing below fails, so that after an error above the step can be taken again.
         for task in new:
             task.length = len(task.tokens)
         for task in old:
             task.length += 1
         if len(new) > 1:
             self._keep_shared(len(old), *new[:2])
-        self._pick([*old, *new], logits)
+        self._take([*old, *new], draws)
 
     def _keep_shared(self, place: int, first: Task, second: Task) -> None:
         """Keep what two new prompts begin with, such as a system text, for those to come."""
         shared = shared_length(first.tokens, second.tokens)
         if shared >= _LEAST_SHARED and self.prefixes.match(first.tokens)[0] < shared:
-            self.prefixes.keep(first.tokens[:shared], self._slots.copy_out(place, shared))
+            self._keep(first.tokens[:shared], place)
+
+    def _keep(self, sequence: np.ndarray, place: int) -> None:
+        """Keep the row's keys and values for later prompts, if there is memory for them."""
+        with suppress(torch.OutOfMemoryError):
+            self.prefixes.keep(sequence, self._slots.copy_out(place, len(sequence)))
 
     def _take_over(self, place: int, task: Task) -> int:
         """Fill a place with what an earlier prompt has in common; how much that is."""
@@ -241,32 +245,16 @@ class Engine:
         embeds = model.get_input_embeddings()(newest)
         if new:
             ids = [i for task in new for i in task.request.prompt.input_ids[task.length :]]
-            prompts = model.embed(torch.tensor([ids], device=device), self._features(new))
+            features = self.encoder.encode_rests([(task.request, task.length) for task in new])
+            prompts = model.embed(torch.tensor([ids], device=device), features)
             embeds = torch.cat([embeds, prompts], dim=1)
         return model.logits(self._decode(embeds, step, self._slots))
 
-    def _features(self, new: list[Task]) -> torch.Tensor | None:
-        """Visual tokens (tokens, D) of the parts of prompts that are computed, in one batch."""
-        size = self.processor.num_visual_tokens
-        images: list[CleanImage] = []
-        pixels: list[torch.Tensor | None] = []
-        keep: list[torch.Tensor] = []
-        for task in new:
-            prompt, made = task.request.prompt, task.request.pixel_values
-            before = prompt.input_ids[: task.length].count(self.processor.image_token_id)
-            first, skipped = divmod(before, size)
-            start, count = len(images) * size, len(prompt.images) - first
-            keep.append(torch.arange(start + skipped, start + count * size))
-            images += prompt.images[first:]
-            pixels += [None] * count if made is None else list(made[first:])
-        features = self.encoder.encode(images, pixels)
-        if features is None:
-            return None
-        return features.flatten(0, 1)[torch.cat(keep).to(features.device)]
-
-    def _pick(self, tasks: list[Task], logits: torch.Tensor) -> None:
+    def _draw(self, tasks: list[Task], logits: torch.Tensor) -> list[Draw | None]:
         logits[:, self.processor.never_text] = -torch.inf
-        draws = draw_rows(logits, [task.sampler for task in tasks])
+        return draw_rows(logits, [task.sampler for task in tasks])
+
+    def _take(self, tasks: list[Task], draws: list[Draw | None]) -> None:
         for place, (task, draw) in enumerate(zip(tasks, draws, strict=True)):
             if draw is None:
                 self._slots.wipe(place)
@@ -278,7 +266,7 @@ class Engine:
         """Ended rows leave; a row that asked for it leaves its keys and values behind."""
         for place, task in enumerate(self.scheduler.running):
             if task.ended and task.error is None and task.request.keep and task.length:
-                self.prefixes.keep(task.sequence(), self._slots.copy_out(place, task.length))
+                self._keep(task.sequence(), place)
         self.scheduler.retire(self._move)
 
     def _move(self, source: int, target: int) -> None:

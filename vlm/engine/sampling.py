@@ -1,7 +1,7 @@
 """How the next token is chosen: greedy, or drawn from a reshaped distribution.
 
-The order is that of transformers' `generate`: repetition penalty, temperature, top_k,
-top_p, min_p. Every request owns its random generator, so a seeded answer does not depend
+The order is that of transformers' `generate`: logit bias, repetition penalty, temperature,
+top_k, top_p, min_p. Every request owns its random generator, so a seeded answer does not depend
 on which other requests share its batch.
 
 A token's logprob is the natural logarithm of its probability in the model's own
@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import torch
 
+from vlm.engine.bias import Bias, Biases, Entries, checked_bias
+from vlm.engine.checks import check_int, check_number
 from vlm.errors import ConfigError, GenerationError
 
 MAX_TEMPERATURE = 100.0
@@ -54,6 +56,9 @@ class Sampling:
             of all tokens of prompt and answer (Keskar et al. 2019, CTRL,
             arXiv:1909.05858), greedy answers included; what stands for a picture does not
             count. 1 changes nothing, below 1 encourages repetition.
+        logit_bias: what to add to the logits of tokens, by their ids, or of words, by all
+            their spellings (see `vlm.engine.bias`), greedy answers included; from -100,
+            which keeps them out, to 100. Kept as a tuple of pairs.
         stop_strings: one string or up to 8, kept as a tuple; the answer ends before the
             first of them. They are looked for in its text, where special tokens are not.
         logprobs: how many of the likeliest tokens to report at each position, up to 20,
@@ -73,27 +78,29 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    logit_bias: Biases | Entries = ()
     stop_strings: Sequence[str] = ()
     logprobs: int | None = None
     stop_loops: bool = True
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
-            _check_int("max_new_tokens", self.max_new_tokens, 1, _COUNT)
-        _check_number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
-        _check_number("top_p", self.top_p, 0.0, 1.0)
+            check_int("max_new_tokens", self.max_new_tokens, 1, _COUNT)
+        check_number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
+        check_number("top_p", self.top_p, 0.0, 1.0)
         if self.top_p == 0.0:
             raise ConfigError("top_p is 0, which keeps no token; use a value above 0, up to 1")
         if self.seed is not None:
-            _check_int("seed", self.seed, 0, MAX_SEED)
-        _check_int("top_k", self.top_k, 0, _COUNT)
-        _check_number("min_p", self.min_p, 0.0, 1.0)
-        _check_number("repetition_penalty", self.repetition_penalty, 0.0, MAX_PENALTY)
+            check_int("seed", self.seed, 0, MAX_SEED)
+        check_int("top_k", self.top_k, 0, _COUNT)
+        check_number("min_p", self.min_p, 0.0, 1.0)
+        check_number("repetition_penalty", self.repetition_penalty, 0.0, MAX_PENALTY)
         if self.repetition_penalty == 0.0:
             raise ConfigError("repetition_penalty is 0, which divides by 0; 1 turns it off")
+        object.__setattr__(self, "logit_bias", checked_bias(self.logit_bias))
         object.__setattr__(self, "stop_strings", _checked_stop_strings(self.stop_strings))
         if self.logprobs is not None:
-            _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+            check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if not isinstance(self.stop_loops, bool):
             raise ConfigError(f"stop_loops is {self.stop_loops!r}; it must be True or False")
 
@@ -119,6 +126,7 @@ class Sampler:
         sampling: the request's settings.
         prompt: ids that the repetition penalty counts from the start.
         uncounted: ids that it never counts, such as the image token's.
+        bias: of `sampling.logit_bias`, if it has any.
     """
 
     def __init__(
@@ -126,7 +134,9 @@ class Sampler:
         sampling: Sampling,
         prompt: Iterable[int] = (),
         uncounted: Collection[int] = (),
+        bias: Bias | None = None,
     ) -> None:
+        assert (bias is None) == (not sampling.logit_bias), "a bias would be dropped"
         self.sampling = sampling
         self._generator: torch.Generator | None = None
         if sampling.temperature > 0:
@@ -135,6 +145,7 @@ class Sampler:
                 self._generator.seed()
             else:
                 self._generator.manual_seed(sampling.seed)
+        self._bias = bias
         self._penalised = sampling.repetition_penalty != 1.0
         self._uncounted = frozenset(uncounted)
         self._prompt = frozenset(prompt) - self._uncounted if self._penalised else frozenset()
@@ -143,10 +154,10 @@ class Sampler:
     @property
     def plain(self) -> bool:
         """Whether the model's likeliest token is always taken."""
-        return self._generator is None and not self._penalised
+        return self._generator is None and not self._penalised and self._bias is None
 
     def pick(self, logits: torch.Tensor) -> int:
-        """Draw one token; the repetition penalty counts it from now on.
+        """Draw one token; repetition penalty and bias count it from now on.
 
         Args:
             logits: (V,), any float dtype and device; free of NaN.
@@ -161,6 +172,8 @@ class Sampler:
             token = int(probabilities.argmax())
         if self._counted is not None and token not in self._uncounted:
             self._counted[token] = True
+        if self._bias is not None:
+            self._bias.take(token)
         return token
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
@@ -170,7 +183,8 @@ class Sampler:
             logits: (V,), any float dtype and device; free of NaN.
         """
         # On the CPU and in double, so that one seed gives one answer on every device.
-        scores = self._penalise(logits.detach().cpu().double())
+        scores = logits.detach().cpu().double()
+        scores = self._penalise(scores if self._bias is None else self._bias.add_to(scores))
         settings = self.sampling
         if self._generator is None:
             return torch.zeros_like(scores).index_fill_(0, scores.argmax(), 1.0)
@@ -282,17 +296,3 @@ def _checked_stop_strings(given: object) -> tuple[str, ...]:
         if len(each) > MAX_STOP_LENGTH:
             raise ConfigError(f"stop_strings: {len(each)} characters; at most {MAX_STOP_LENGTH}")
     return tuple(strings)
-
-
-def _check_int(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {low}")
-    if not low <= value <= high:
-        raise ConfigError(f"{name} is {value}; it must lie between {low} and {high}")
-
-
-def _check_number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{name} is {value!r}; it must be a number from {low:g} to {high:g}")
-    if not math.isfinite(value) or not low <= value <= high:
-        raise ConfigError(f"{name} is {value}; it must lie between {low:g} and {high:g}")

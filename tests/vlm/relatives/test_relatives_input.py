@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from vlm import testing
-from vlm.errors import ConfigError, ContextLengthError, ImageError, VlmError
+from vlm.errors import ConfigError, ContextLengthError, GenerationError, ImageError, VlmError
 from vlm.messages import Message, TextPart, user
 
 WIDE = testing.draw_image((40, 30), seed=1)
@@ -72,3 +73,19 @@ def test_what_does_not_fit_is_told_before_anything_runs(relative: Any) -> None:
     else:
         with pytest.raises(ContextLengthError, match="positions"):
             model.stream([user("a" * 600, WIDE)])
+
+
+def test_memory_that_ends_is_an_error_of_the_answer(
+    relatives: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relative = relatives("llava_next")
+    chat = [user("what is it?", testing.draw_image((40, 30), seed=1))]
+    with monkeypatch.context() as patch:
+        patch.setattr(relative.assistant.engine.model.lm_head, "forward", _out_of_memory)
+        with pytest.raises(GenerationError, match=r"out of memory for 1 answers .*smaller batch"):
+            relative.assistant.generate([chat])
+    assert relative.assistant.generate([chat], max_new_tokens=2)[0].num_new_tokens > 0
+
+
+def _out_of_memory(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
