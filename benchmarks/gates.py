@@ -28,7 +28,7 @@ from train.collate import TextCollator
 from vlm.images import load_image
 from vlm.language import load_tokenizer
 from vlm.messages import parse_record
-from vlm.model import IGNORE_INDEX
+from vlm.padding import IGNORE_INDEX
 from vlm.scoring import percent
 
 SEED = 900_001  # of no training set

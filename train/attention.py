@@ -24,7 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlm.engine.attention import dot_product
-from vlm.model import IGNORE_INDEX
+from vlm.padding import IGNORE_INDEX
 
 Attention = Callable[..., tuple[torch.Tensor, None]]
 PACKED = "vlm_packed"

@@ -16,7 +16,7 @@ from train.pictures import PictureReader
 from vlm.errors import RecordError, VlmError
 from vlm.images import CleanImage, load_image
 from vlm.messages import Record
-from vlm.model import IGNORE_INDEX
+from vlm.padding import pad_rows
 from vlm.processor import Encoded, Processor
 from vlm.template import ChatTemplate, slot_texts
 from vlm.tokens import TextEncoder
@@ -85,19 +85,8 @@ class TextCollator:
     def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
         """input_ids, attention_mask and labels, each (B, T)."""
         rows = [self._encode(record) for record in records]
-        width = max(len(ids) for ids, _ in rows)
-        pad = self._tokenizer.pad_token_id
-        batch = {
-            "input_ids": torch.full((len(rows), width), pad),
-            "attention_mask": torch.zeros(len(rows), width, dtype=torch.long),
-            "labels": torch.full((len(rows), width), IGNORE_INDEX),
-        }
-        for row, (ids, mask) in enumerate(rows):
-            tokens = torch.tensor(ids)
-            batch["input_ids"][row, : len(ids)] = tokens
-            batch["attention_mask"][row, : len(ids)] = 1
-            batch["labels"][row, : len(ids)] = tokens.where(torch.tensor(mask), IGNORE_INDEX)
-        return batch
+        ids, learnt = [ids for ids, _ in rows], [mask for _, mask in rows]
+        return pad_rows(ids, learnt, self._tokenizer.pad_token_id, "right")
 
     def _encode(self, record: Record) -> tuple[list[int], list[bool]]:
         if record.images:

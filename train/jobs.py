@@ -6,20 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
-    CLIPImageProcessorPil,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaImageProcessorPil,
     PreTrainedTokenizerBase,
 )
+from transformers import CLIPImageProcessorPil as CLIPPil
 
 from train.collate import PairCollator, TextCollator
 from train.config import LanguageSize, RunConfig
 from train.contrastive import DualEncoder, new_vision_tower
 from train.dataset import RecordDataset
 from train.dialogues import Dialogues
+from train.stages import STAGES, apply_stage
 from train.tokenizer import texts_of, train_tokenizer
 from vlm import lora as adapters
 from vlm.checkpoint import compose, load_checkpoint, save_checkpoint
@@ -70,7 +73,7 @@ def contrastive_job(config: RunConfig, data: RecordDataset) -> Job:
         model = DualEncoder.from_folder(folder, len(tokenizer))
     side = model.vision_tower.config.image_size
     square = {"height": side, "width": side}
-    preprocessing = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)
+    preprocessing = CLIPPil(size={"shortest_edge": side}, crop_size=square)
 
     def write(folder: Path, run: Run) -> None:
         model.save(folder)
@@ -114,6 +117,7 @@ def align_job(config: RunConfig, data: RecordDataset) -> Job:
         projector=config.model.projector,
         vision_feature_layer=config.model.vision_feature_layer,
     )
+    processor = _preprocessing(processor, config.model.preprocessing)
 
     def write(folder: Path, run: Run) -> None:
         save_checkpoint(model, processor, folder, run)
@@ -124,15 +128,37 @@ def align_job(config: RunConfig, data: RecordDataset) -> Job:
 def instruct_job(config: RunConfig, data: RecordDataset) -> Job:
     """An aligned model; what LoRA learnt is kept as an adapter and merged into the folder."""
     assert config.model.start is not None
-    model, processor = load_checkpoint(config.model.start)
+    start, bits = config.model.start, config.model.quantize
+    model, processor = load_checkpoint(start, quantize=bits)
+    processor = _preprocessing(processor, config.model.preprocessing)
 
     def write(folder: Path, run: Run) -> None:
+        whole = model
         if config.lora is not None:
             adapters.save_adapter(model, folder / "adapter", run)
-            adapters.merge(model)
-        save_checkpoint(model, processor, folder, run)
+            if bits is not None:  # the adapter goes into the weights of full precision
+                whole = adapters.load_adapter(load_checkpoint(start)[0], folder / "adapter")
+            adapters.merge(whole)
+        save_checkpoint(whole, processor, folder, run)
 
     return _dialogue_job(config, model, processor, write)
+
+
+def _preprocessing(processor: Processor, how: str) -> Processor:
+    """The processor with pictures cropped, or padded by the mean colour, to a square."""
+    if how == "keep":
+        return processor
+    before = processor.image_processor.to_dict()
+    names = ("resample", "rescale_factor", "image_mean", "image_std")
+    side = processor.image_size
+    kind, more = (LlavaImageProcessorPil, {"do_pad": True}) if how == "pad" else (CLIPPil, {})
+    made = kind(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        **{name: before[name] for name in names if before.get(name) is not None},
+        **more,
+    )
+    return processor.with_image_processor(made)
 
 
 def _dialogue_job(
@@ -141,7 +167,8 @@ def _dialogue_job(
     processor: Processor,
     write: Callable[[Path, Run], None],
 ) -> Job:
-    dialogues = Dialogues(model, processor, config.batches)
+    seen = processor.plain() if config.template == "plain" else processor
+    dialogues = Dialogues(model, seen, config.batches)
     notes = []
     if dialogues.padded_because is not None:
         notes.append(f"batches are padded and not packed: {dialogues.padded_because}")
@@ -154,6 +181,21 @@ JOBS: dict[str, Callable[[RunConfig, RecordDataset], Job]] = {
     "align": align_job,
     "instruct": instruct_job,
 }
+
+
+def rebuild(config: RunConfig, data: RecordDataset, trained: nn.Module) -> Job:
+    """The job anew, its frozen weights as they are stored, with what another one has learnt."""
+    job = JOBS[config.stage](config, data)
+    apply_stage(
+        job.model, STAGES[config.stage], config.lora, unfreeze_vision=config.unfreeze_vision
+    )
+    learnt = {name: p for name, p in trained.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, parameter in job.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(learnt.pop(name))
+    assert not learnt, f"another model was trained: {sorted(learnt)[:4]}"
+    return job
 
 
 def _llama(size: LanguageSize, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:

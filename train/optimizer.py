@@ -61,6 +61,7 @@ def parameter_groups(
     learning_rate: float,
     weight_decay: float,
     projector_learning_rate: float | None,
+    vision_learning_rate: float | None = None,
     muon: bool,
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters by rate, decay and kind of optimiser.
@@ -68,13 +69,15 @@ def parameter_groups(
     Vectors (biases, norms) and embeddings are never decayed. With ``muon``, matrices that
     are not embeddings or ``lm_head`` go to Muon.
     """
+    rates = {
+        "multi_modal_projector": projector_learning_rate,
+        "vision_tower": vision_learning_rate,
+    }
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        special = projector_learning_rate is not None and "multi_modal_projector" in name
-        rate = projector_learning_rate if special else learning_rate
-        assert rate is not None
+        rate = rates.get(name.partition(".")[0]) or learning_rate
         inside = parameter.ndim == 2 and not _is_embedding(name)
         decay = weight_decay if inside else 0.0
         groups.setdefault((rate, decay, muon and inside), []).append(parameter)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from train.attention import Tree
 from vlm.engine.prefixes import shared_length
-from vlm.model import IGNORE_INDEX
+from vlm.padding import IGNORE_INDEX
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from vlm.errors import ErrorLimitError, ImageError, VlmError
 from vlm.images import load_image
 from vlm.ledger_rows import encode_row
 from vlm.messages import Record
-from vlm.model import IGNORE_INDEX
+from vlm.padding import IGNORE_INDEX
 
 FILE = "quarantine.jsonl"
 TOLD = "told"  # the key of a batch's `Told`

@@ -10,7 +10,8 @@ from transformers import set_seed
 from train.checkpoints import CHECKPOINTS, last_checkpoint, run_lock, telling_full_disk
 from train.config import RunConfig, list_recipes, load_config, save_config
 from train.dataset import RecordDataset
-from train.jobs import JOBS
+from train.jobs import JOBS, rebuild
+from train.precision import is_rounded, prepare_dtypes, restore_dtypes
 from train.quarantine import FILE as QUARANTINE
 from train.quarantine import Quarantine
 from train.ranks import is_first_rank
@@ -73,7 +74,10 @@ def _train(
     output = Path(config.output)
     set_seed(config.seed)
     job = JOBS[config.stage](config, data)
-    report = apply_stage(job.model, STAGES[config.stage], config.lora)
+    report = apply_stage(
+        job.model, STAGES[config.stage], config.lora, unfreeze_vision=config.unfreeze_vision
+    )
+    stored = prepare_dtypes(job.model, config.precision)
     samples, notes = survey_data(config, job.dialogues, data)
     tested, _ = survey_data(config, job.dialogues, held_out, "held-out") if held_out else (None, [])
     console.print(stage_table(config.stage, report), *job.notes, *notes, sep="\n")
@@ -113,6 +117,12 @@ def _train(
                 num_processes=trainer.args.world_size,
                 seconds=time.monotonic() - started,
             )
+            if trainer.averages is not None:
+                trainer.averages.put_in()
+            if is_rounded(job.model, stored):
+                job = rebuild(config, data, job.model)
+            else:
+                restore_dtypes(job.model, stored)
             job.write(output, record)
             shutil.rmtree(output / CHECKPOINTS)
     _tell_quarantined(console, trainer, output)

@@ -170,6 +170,17 @@ class RunConfig(Strict):
             raise ValueError(f"batches is for the stages align and instruct, not for {stage}")
         if model.quantize is not None and self.lora is None:
             raise ValueError("model.quantize needs lora: weights of few bits cannot be trained")
+        if model.quantize is not None and self.sharding != "none":
+            raise ValueError("model.quantize needs sharding=none: few bits cannot be cut up")
+        if self.neftune_noise_alpha is not None and self.batches.packing:
+            raise ValueError(
+                "neftune_noise_alpha needs batches.packing=false: its noise depends on the length "
+                "of a padded batch"
+            )
+        if self.template == "plain" and stage != "align":
+            raise ValueError(f"template=plain is for the stage align, not for {stage}")
+        if self.ema_decay is not None and self.sharding != "none":
+            raise ValueError("ema_decay needs sharding=none: averages are kept whole")
         if self.vision_learning_rate is not None and not self.unfreeze_vision:
             raise ValueError("vision_learning_rate needs unfreeze_vision=true: the tower is frozen")
         if self.batches.feature_cache is not None and self.unfreeze_vision:

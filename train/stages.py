@@ -63,18 +63,26 @@ class PartReport:
     num_trainable: int
 
 
-def apply_stage(model: nn.Module, stage: Stage, lora: LoraConfig | None) -> list[PartReport]:
+def apply_stage(
+    model: nn.Module, stage: Stage, lora: LoraConfig | None, *, unfreeze_vision: bool = False
+) -> list[PartReport]:
     """Freeze and unfreeze the parts, attach LoRA where asked for, and say what came of it.
 
     Raises:
-        ConfigError: LoRA for a stage that does not train the language model.
+        ConfigError: LoRA for a stage that does not train the language model, or a tower to
+            be unfrozen in a stage that has none or trains it anyway.
     """
     roles = dict(stage.roles)
+    if unfreeze_vision:
+        if roles.get("vision_tower") != "FROZEN":
+            raise ConfigError(f"stage {stage.name} freezes no tower; remove unfreeze_vision")
+        roles["vision_tower"] = "TRAINABLE"
     if lora is not None:
         if roles.get("language_model") != "TRAINABLE":
             raise ConfigError(f"stage {stage.name} does not train the language model; remove lora")
         assert isinstance(model, VisionLanguageModel)
-        adapters.attach(model, lora.r, lora.alpha, lora.dropout)
+        kinds = {"use_dora": lora.use_dora, "use_rslora": lora.use_rslora}
+        adapters.attach(model, lora.r, lora.alpha, lora.dropout, **kinds)
         roles["language_model"] = "LORA"
     for part, role in roles.items():
         if role != "LORA":

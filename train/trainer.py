@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerState, TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
+from train.averages import Averages
 from train.checkpoints import (
     CHECKPOINTS,
     STATE,
@@ -26,6 +27,7 @@ from train.checkpoints import (
 )
 from train.config import RunConfig
 from train.finite import check_finite
+from train.held_out import HeldOutLoss
 from train.optimizer import build_optimizer, parameter_groups
 from train.order import GroupedSampler
 from train.quarantine import FILE, TOLD, BadRecord, QuarantineFile, Told
@@ -39,7 +41,7 @@ from vlm.errors import ConfigError, RecordError
 Around = Callable[[dict[str, Any]], AbstractContextManager[dict[str, Any]]]
 
 
-class StageTrainer(Trainer):
+class StageTrainer(HeldOutLoss):
     """Trainer whose checkpoints hold what is trained, and nothing that is frozen."""
 
     optimizer: torch.optim.Optimizer | None
@@ -52,6 +54,10 @@ class StageTrainer(Trainer):
         self._around = around
         self._stop = StopOnSignal()
         self.add_callback(self._stop)
+        decay = run_config.ema_decay
+        self.averages = None if decay is None else Averages(self.model, decay)
+        if self.averages is not None:
+            self.add_callback(self.averages)
         self._told: deque[Told] = deque()  # of the micro-batches that wait
         self._weightless = False
         self.num_drawn = 0  # usable records that this rank has taken for its steps
@@ -179,6 +185,7 @@ class StageTrainer(Trainer):
                 learning_rate=config.learning_rate,
                 weight_decay=config.weight_decay,
                 projector_learning_rate=config.projector_learning_rate,
+                vision_learning_rate=config.vision_learning_rate,
                 muon=muon,
             )
             self.optimizer = build_optimizer(groups, muon=muon)
@@ -222,10 +229,15 @@ class StageTrainer(Trainer):
         """Write what is trained; all ranks take part, for sharded parameters are gathered."""
         tensors = trained_tensors(self.model, keep=self.args.should_save)
         if self.args.should_save:
-            save_trained(tensors, Path(output_dir or str(self.args.output_dir)))
+            folder = Path(output_dir or str(self.args.output_dir))
+            save_trained(tensors, folder)
+            if self.averages is not None:
+                self.averages.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trained(model or self.model, Path(resume_from_checkpoint))
+        if self.averages is not None:
+            self.averages.load(Path(resume_from_checkpoint))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._run_config.sharding != "fsdp2":
@@ -266,6 +278,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         lr_scheduler_type=config.schedule,
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bfloat16",
+        neftune_noise_alpha=config.neftune_noise_alpha,
         **_activation_checkpointing(config),
         dataloader_num_workers=config.num_workers,
         # Workers that outlive an epoch draw no seed for the next one, which a resumed run does:

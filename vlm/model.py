@@ -17,10 +17,10 @@ from transformers.cache_utils import Cache
 from vlm.history import History
 from vlm.language import build_language_model, final_logits
 from vlm.loss import summed_cross_entropy
+from vlm.padding import IGNORE_INDEX
 from vlm.projector import build_projector
 from vlm.vision import build_vision_tower, encode_pixels
 
-IGNORE_INDEX = -100
 # transformers 5.24 renamed the decoder's argument and its output field.
 CACHE_ARGUMENT = (
     "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"

@@ -4,12 +4,13 @@ Training, chat and captioning all come through here, and nowhere else does a pic
 become positions in a prompt. Shapes: B rows, T positions, H and W pixels.
 """
 
+import copy
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,12 +21,21 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from vlm.errors import CheckpointError, ContextLengthError
+from vlm.errors import CheckpointError, ConfigError, ContextLengthError
 from vlm.folder import read_config
 from vlm.images import CleanImage, load_image
 from vlm.language import load_tokenizer
 from vlm.messages import Message
-from vlm.pixels import ImageProcessor, fit, level_table, load_image_processor
+from vlm.padding import pad_rows
+from vlm.pixels import (
+    DEFAULT_PREPROCESSING,
+    ImageProcessor,
+    Preprocessing,
+    fit,
+    level_table,
+    load_image_processor,
+)
+from vlm.plain_template import PlainTemplate
 from vlm.template import ChatTemplate, own_template, slot_texts
 from vlm.tokens import TextEncoder
 from vlm.vision import num_patches, num_visual_tokens
@@ -79,13 +89,31 @@ class Processor:
         self.image_size: int = config.vision_config.image_size
         self.chat_template = chat_template or own_template(tokenizer)
         tokenizer.chat_template = self.chat_template
-        self._template = ChatTemplate(self.chat_template, tokenizer, self.image_token)
+        self._template: ChatTemplate | PlainTemplate = ChatTemplate(
+            self.chat_template, tokenizer, self.image_token
+        )
         self._encoder = TextEncoder(tokenizer, self.chat_template)
         self.end_of_turn = self._template.turn_end()
         self.eos_token_ids = self._eos_token_ids(generation_config)
-        # JPEGs may be decoded smaller, as long as twice the model's size remains to resize from.
-        self.draft_to = 2 * self.image_size
+        self._preprocessing: Preprocessing = DEFAULT_PREPROCESSING
         self._levels = level_table(image_processor)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How files become pixels, see `vlm.pixels.Preprocessing`; may be set."""
+        return self._preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, way: Preprocessing) -> None:
+        if way not in get_args(Preprocessing):
+            known = ", ".join(get_args(Preprocessing))
+            raise ConfigError(f"unknown preprocessing {way!r}; known: {known}")
+        self._preprocessing = way
+
+    @property
+    def draft_to(self) -> int | None:
+        """JPEGs may be decoded smaller, as long as this much remains to resize from."""
+        return 2 * self.image_size if self.preprocessing == "draft" else None
 
     @classmethod
     def from_folder(
@@ -109,6 +137,20 @@ class Processor:
             generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
         template = None if tokenizer.chat_template else _legacy_template(folder)
         return cls(tokenizer, image_processor, config, generation, template)
+
+    def plain(self) -> "Processor":
+        """The same without a chat template, for alignment; see `vlm.plain_template`."""
+        view = copy.copy(self)
+        view._template = PlainTemplate(self.image_token)
+        view.chat_template = "plain"
+        return view
+
+    def with_image_processor(self, image_processor: ImageProcessor) -> "Processor":
+        """The same with another preprocessing."""
+        view = copy.copy(self)
+        view.image_processor = image_processor
+        view._levels = level_table(image_processor)
+        return view
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer, template and preprocessing as transformers' LlavaProcessor does."""
@@ -156,8 +198,7 @@ class Processor:
     def pixel_values(self, images: Sequence[CleanImage]) -> torch.Tensor:
         """Pictures to normalised pixels: B pictures -> (B, 3, H, W) float32.
 
-        The same values as CLIPImageProcessorPil, and faster for pictures that already
-        have the model's size, where resizing and cropping change nothing.
+        The same values as CLIPImageProcessorPil, save what `preprocessing` allows.
         """
         size = self.image_size
         if not images:
@@ -176,20 +217,9 @@ class Processor:
             input_ids and attention_mask (B, T); pixel_values (pictures, 3, H, W) if any
             row has a picture; labels (B, T), -100 off the loss mask, if asked for.
         """
-        if padding_side not in ("left", "right"):
-            raise ValueError(f"unknown padding_side {padding_side!r}; use left or right")
-        pad = self.tokenizer.pad_token_id
-        columns: dict[str, tuple[list[list[int]], int]] = {
-            "input_ids": ([row.input_ids for row in rows], pad),
-            "attention_mask": ([[1] * len(row.input_ids) for row in rows], 0),
-        }
-        if labels:
-            columns["labels"] = ([_labels(row) for row in rows], -100)
-        width = max((len(row.input_ids) for row in rows), default=0)
-        batch = {
-            name: torch.tensor([_pad(row, width, fill, padding_side) for row in values])
-            for name, (values, fill) in columns.items()
-        }
+        learnt = [row.loss_mask for row in rows] if labels else None
+        ids = [row.input_ids for row in rows]
+        batch = pad_rows(ids, learnt, self.tokenizer.pad_token_id, padding_side)
         images = [image for row in rows for image in row.images]
         if images:
             batch["pixel_values"] = self.pixel_values(images)
@@ -224,7 +254,12 @@ class Processor:
         return all_ids, all_flags
 
     def _pixels(self, image: CleanImage) -> np.ndarray:
-        picture = fit(self.image_processor, image.pixels) if self._levels is not None else None
+        exact = self.preprocessing == "exact"
+        if self.preprocessing == "draft":  # the values of any other picture stay as they are
+            exact = not image.is_drafted
+        picture = None
+        if self._levels is not None:
+            picture = fit(self.image_processor, image.pixels, exact=exact)
         if picture is None or self._levels is None:
             out = self.image_processor(image.pixels, return_tensors="np")
             return np.asarray(out["pixel_values"][0], dtype=np.float32)
@@ -258,13 +293,3 @@ def _image_token(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig) -> str
         f"the tokenizer has no special token with the image_token_index {number}; "
         "add <image> to it and set image_token_index in config.json"
     )
-
-
-def _labels(row: Encoded) -> list[int]:
-    pairs = zip(row.input_ids, row.loss_mask, strict=True)
-    return [number if learnt else -100 for number, learnt in pairs]
-
-
-def _pad(row: list[int], width: int, fill: int, side: str) -> list[int]:
-    padding = [fill] * (width - len(row))
-    return padding + row if side == "left" else row + padding

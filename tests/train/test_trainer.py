@@ -122,3 +122,21 @@ def test_a_checkpoint_holds_what_is_trained_and_fits_nothing_else(
     )
     with pytest.raises(CheckpointError, match="other parameters than this run trains"):
         other.train_from(checkpoint)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_the_held_out_loss_is_a_mean_over_tokens(
+    llava: str, records: list[Record], tmp_path: Path, size: int
+) -> None:
+    """A short answer alone in a batch counts for no more than beside a long one."""
+    model, processor = load_checkpoint(llava)
+    config = config_of(tmp_path, "instruct", batch_size=size, eval_data="x")
+    trainer = StageTrainer(
+        run_config=config,
+        model=model,
+        data_collator=DialogueCollator(processor),
+        train_dataset=records,
+        eval_dataset=records,
+    )
+    expected, _ = by_hand(llava, records)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
