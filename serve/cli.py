@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from serve import caption_command, folders
+from serve import caption_command, folders, train_command
 from vlm import __version__
 from vlm.errors import ConfigError, VlmError
 from vlm.startup import skip_final_gc
@@ -187,35 +187,7 @@ def evaluate(
         json_file.write_text(report.to_json(with_answers=True) + "\n", encoding="utf-8")
 
 
-@app.command()
-def train(
-    recipe: Annotated[
-        str | None, typer.Argument(help="Name of a shipped recipe, or a .yaml file.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as lora.r=8.")
-    ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
-    resume: Annotated[bool, typer.Option(help="Go on from a checkpoint, or fail.")] = False,
-) -> None:
-    """Train as a recipe says, with some of its values replaced."""
-    from train.config import list_recipes, load_config
-
-    if list_:
-        print("\n".join(list_recipes()))
-        return
-    if recipe is None:
-        raise ConfigError("name a recipe: vlm train RECIPE; `vlm train --list` shows them")
-    load_config(recipe, overrides)  # a wrong key is told before torch is loaded
-    from train.run import Interrupted, run
-
-    try:
-        print(run(recipe, overrides or [], resume=resume))
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        raise typer.Exit(stopped.exit_code) from None
-
-
+train_command.register(app)
 folders.register(app)
 
 

@@ -32,6 +32,15 @@ def list_recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
+def describe_recipes() -> dict[str, str]:
+    """The names of the shipped recipes, and the first line of each, which says what it is."""
+    found = {}
+    for name in list_recipes():
+        text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+        found[name] = text.partition("\n")[0].removeprefix("#").strip().rstrip(".")
+    return found
+
+
 def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
     """Read a recipe file or a shipped recipe, then apply ``key=value`` overrides.
 
@@ -66,7 +75,7 @@ def _find(recipe: str) -> Path:
     near = difflib.get_close_matches(recipe, known, 1)
     raise ConfigError(
         f"no recipe {recipe!r}{f'; did you mean {near[0]!r}?' if near else ''} "
-        f"(a .yaml file, or one of: {', '.join(known)})"
+        f"(a .yaml file, or one of: {', '.join(known)}; values have the form key=value)"
     )
 
 

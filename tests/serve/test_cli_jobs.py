@@ -22,7 +22,8 @@ Run = Callable[..., Any]
 
 
 def test_train_tells_what_is_wrong(run: Run, tmp_path: Path) -> None:
-    assert run("train", "--list").out.split() == list_recipes()
+    listed = dict(line.split(": ", 1) for line in run("train", "--list").out.splitlines())
+    assert list(listed) == list_recipes() and all(listed.values())
     assert "vlm train --list" in run("train").refused()
     assert "nonsense" in run("train", "nonsense").refused()
     assert "absent.yaml" in run("train", tmp_path / "absent.yaml").refused()
