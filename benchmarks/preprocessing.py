@@ -2,10 +2,12 @@
 
     python benchmarks/preprocessing.py
 
-Drawn pictures of 1920x1080, one smooth and one noisy, as JPEG files of quality 90, to 224
+Drawn pictures of 1920x1080, smooth and noisy, as JPEG files of quality 90, to 224
 pixels. Each way reads the file, decodes, resizes, crops and normalises, in turn on one
-thread; errors are in levels of 8 bits. ``exact`` decodes in full, ``draft`` lets the JPEG
-decoder skip detail that the resizing would throw away: what captioning does with photos.
+thread; errors are in levels of 8 bits. ``exact`` and ``box`` decode in full, and ``box``
+resizes only what the crop keeps; ``draft``, the default, lets the JPEG decoder skip detail
+that the resizing would throw away, too. Whether captions change:
+``benchmarks/preprocessing_captions.py``.
 """
 
 import argparse
@@ -23,19 +25,21 @@ from transformers import CLIPImageProcessorPil
 
 from vlm import testing
 from vlm.images import load_image
-from vlm.pixels import fit, level_table
+from vlm.pixels import Preprocessing, fit, level_table
 
 SIZE, TARGET = (1920, 1080), 224
 
 
 def pictures(folder: Path) -> dict[str, Path]:
-    """A smooth and a noisy JPEG."""
+    """A smooth and a noisy JPEG, and the noisy one upright."""
     smooth = testing.draw_image(SIZE, seed=5).filter(ImageFilter.GaussianBlur(20))
     noise = np.random.default_rng(0).normal(0, 30, (SIZE[1], SIZE[0], 3))
     noisy = Image.fromarray(np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8))
-    paths = {"smooth": folder / "smooth.jpg", "noisy": folder / "noisy.jpg"}
-    smooth.save(paths["smooth"], quality=90)
-    noisy.save(paths["noisy"], quality=90)
+    upright = noisy.transpose(Image.Transpose.ROTATE_90)
+    made = {"smooth": smooth, "noisy": noisy, "noisy, 1080x1920": upright}
+    paths = {kind: folder / f"{i}.jpg" for i, kind in enumerate(made)}
+    for kind, picture in made.items():
+        picture.save(paths[kind], quality=90)
     return paths
 
 
@@ -53,15 +57,17 @@ def main() -> None:
         picture = Image.open(path).convert("RGB")
         return np.asarray(processor(picture, return_tensors="np")["pixel_values"][0])
 
-    def ours(path: Path, draft_to: int | None) -> np.ndarray:
-        fitted = fit(processor, load_image(path, draft_to=draft_to).pixels)
+    def ours(path: Path, way: Preprocessing) -> np.ndarray:
+        picture = load_image(path, draft_to=2 * TARGET if way == "draft" else None)
+        fitted = fit(processor, picture.pixels, exact=way == "exact")
         values = np.asarray(fitted).transpose(2, 0, 1)
         return np.stack([table[c][values[c]] for c in range(3)])
 
     ways: dict[str, Callable[[Path], np.ndarray]] = {
         "transformers": theirs,
-        "vlm, exact": lambda path: ours(path, None),
-        "vlm, draft": lambda path: ours(path, 2 * TARGET),
+        "vlm, exact": lambda path: ours(path, "exact"),
+        "vlm, box": lambda path: ours(path, "box"),
+        "vlm, draft": lambda path: ours(path, "draft"),
     }
     report = Table(title=f"{SIZE[0]}x{SIZE[1]} JPEG to {TARGET}, median of {rounds}")
     for column in ("picture", "way", "ms", "speed", "largest error", "mean error"):

@@ -1,6 +1,6 @@
 """`vlm caption`: pictures of any source into a ledger, and files made from it."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -42,7 +42,8 @@ def caption(
         list[str] | None, typer.Option(help="A word to expect; rows tell where it is missing.")
     ] = None,
     discourage: Annotated[
-        list[str] | None, typer.Option(help="A word to avoid; rows tell where it came up.")
+        list[str] | None,
+        typer.Option(help="A word to keep out; rows tell where it came up all the same."),
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest caption, in tokens.")
@@ -68,6 +69,12 @@ def caption(
     merge: Annotated[
         bool, typer.Option("--merge", help="Join the parts that ranks left beside --out.")
     ] = False,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="ray: workers on this machine or a cluster.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Of Ray, each with the model; by default one a GPU.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
     quantize: Annotated[
@@ -83,7 +90,7 @@ def caption(
 
     if sidecar and sidecar_to is not None:
         raise ConfigError("--sidecar and --sidecar-to exclude each other; choose one")
-    exports = {
+    exports: dict[str, Any] = {
         "sidecar": "beside" if sidecar else sidecar_to,
         "csv": csv,
         "parquet": parquet,
@@ -96,7 +103,7 @@ def caption(
         from vlm.caption_ranks import merge as join
 
         print(f"{out}: {join(Path(out)):,} rows")
-        export_captions(out, **exports)  # type: ignore[arg-type]
+        export_captions(out, **exports)
         return
     if not paths:
         raise typer.BadParameter("name pictures, or their folder", param_hint="PATHS")
@@ -104,8 +111,19 @@ def caption(
     from vlm.caption_ranks import device_of_rank, ranks_of_environment
 
     ranks = ranks_of_environment()
+    if workers is not None and engine != "ray":
+        raise ConfigError(f"--workers {workers} is for --engine ray; leave it out")
+    if engine == "ray":
+        from vlm.caption_ray import RayEngine, count_gpus
+
+        opening = {"device": device, "dtype": dtype, "quantize": quantize}
+        exports["engine"] = RayEngine(model, workers or count_gpus(), opening)
 
     def open_model() -> "Assistant":
+        if engine == "ray":
+            from vlm.caption_ray import describe_model
+
+            return describe_model(model)  # type: ignore[return-value]
         from vlm.assistant import load
 
         return load(model, device=device_of_rank(device, ranks[1]), dtype=dtype, quantize=quantize)

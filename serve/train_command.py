@@ -39,7 +39,9 @@ def train(
         for name, about in describe_recipes().items():
             print(f"{name}: {about}")
         return
-    jobs = _split(arguments or [])
+    if not arguments or "=" in arguments[0]:
+        raise ConfigError("name a recipe: vlm train RECIPE; `vlm train --list` shows them")
+    jobs = split_jobs(arguments)
     configs = [load_config(*job) for job in jobs]  # wrong keys are told before torch is loaded
     if dry_run:
         from rich.console import Console
@@ -59,10 +61,8 @@ def train(
         raise typer.Exit(stopped.exit_code) from None
 
 
-def _split(arguments: list[str]) -> list[tuple[str, list[str]]]:
-    """Recipes, each with the values that follow it."""
-    if not arguments or "=" in arguments[0]:
-        raise ConfigError("name a recipe: vlm train RECIPE; `vlm train --list` shows them")
+def split_jobs(arguments: list[str]) -> list[tuple[str, list[str]]]:
+    """Recipes, each with the values that follow it; a recipe comes first."""
     jobs: list[tuple[str, list[str]]] = []
     for argument in arguments:
         if "=" in argument:

@@ -11,6 +11,7 @@ import pytest
 from typer.main import get_command
 
 from serve.cli import app
+from serve.train_command import split_jobs
 from train.config import load_config
 from vlm.messages import parse_record
 
@@ -55,8 +56,9 @@ def test_commands_are_what_the_command_line_takes(page: Path) -> None:
         if len(words) == 2 or any(word.isupper() or word.startswith("[") for word in words):
             continue  # a name in a sentence, or a form such as `vlm train RECIPE [key=value ...]`
         given = parse(words)
-        if words[1] == "train" and given["recipe"]:
-            load_config(given["recipe"], given["overrides"])
+        if words[1] == "train":
+            for recipe, overrides in split_jobs(given["arguments"] or []):
+                load_config(recipe, overrides)
 
 
 @pages

@@ -212,23 +212,29 @@ def _fused(
 def read_only_what_is_learnt(model: PreTrainedModel) -> list[RemovableHandle]:
     """Let the last layer's MLP, two thirds of it, work on the positions that are read."""
     mlp = getattr(getattr(model.get_decoder(), "layers", [None])[-1], "mlp", None)
-    if mlp is None:
+    if mlp is None or any(isinstance(hook, _Pick) for hook in mlp._forward_pre_hooks.values()):
         return []
+    return [mlp.register_forward_pre_hook(_Pick()), mlp.register_forward_hook(_spread)]
 
-    def pick(module: nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor | None:
-        narrow = _current is not None and _current.read is not None
-        return args[0][:, _current.read] if narrow else None  # type: ignore[union-attr]
 
-    def spread(
-        module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor
-    ) -> torch.Tensor | None:
+class _Pick:
+    """Takes the positions that are read out of a packed row."""
+
+    def __call__(self, module: nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor | None:
+        """(1, T, D) to (1, read, D)."""
         if _current is None or _current.read is None:
             return None
-        length = _current.trees[-1].end
-        whole = output.new_zeros(1, length, output.shape[-1])
-        return whole.index_copy(1, _current.read, output)
+        return args[0][:, _current.read]
 
-    return [mlp.register_forward_pre_hook(pick), mlp.register_forward_hook(spread)]
+
+def _spread(
+    module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor
+) -> torch.Tensor | None:
+    """(1, read, D) to (1, T, D), zero elsewhere."""
+    if _current is None or _current.read is None:
+        return None
+    whole = output.new_zeros(1, _current.trees[-1].end, output.shape[-1])
+    return whole.index_copy(1, _current.read, output)
 
 
 AttentionInterface.register(PACKED, attend)

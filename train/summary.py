@@ -87,4 +87,3 @@ def data_lines(config: RunConfig) -> Iterator[str]:
             f"{path}: {len(data):,} records; the first {size} have {pictures} pictures and "
             f"{turns} answers"
         )
-

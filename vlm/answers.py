@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 from vlm.engine.stream import REPLACEMENT, Detokenizer
 
 if TYPE_CHECKING:
+    from vlm.engine.bias import Biases
     from vlm.engine.request import Completion, FinishReason
     from vlm.processor import Processor
     from vlm.relative_processor import RelativeProcessor
@@ -24,6 +25,7 @@ class SamplingOptions(TypedDict, total=False):
     top_k: int
     min_p: float
     repetition_penalty: float
+    logit_bias: "Biases"
     stop_strings: str | Sequence[str]
     logprobs: int | None
     stop_loops: bool

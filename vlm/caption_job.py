@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vlm.assistant import Assistant
 
 FilePath = str | os.PathLike[str]
+Engine = Callable[..., Generator[CaptionResult]]
 
 
 def caption_images(
@@ -60,6 +61,7 @@ def caption_images(
     parquet: FilePath | None = None,
     overwrite: bool = False,
     ranks: tuple[int, int] | None = None,
+    engine: Engine = results,
     on_result: Callable[[CaptionResult], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     **sampling: Any,
@@ -97,6 +99,7 @@ def caption_images(
         overwrite: let `sidecar` replace text files that hold another text.
         ranks: this process's rank and their number; by default RANK and WORLD_SIZE of the
             environment. Each rank writes a part, and the last to end merges them.
+        engine: makes the captions; `vlm.caption_ray.RayEngine` does it in other processes.
         on_result: called with each new row once it is written.
         on_progress: called with the pictures done so far, skipped ones included, and the
             failed ones; one call at a time, for skipped ones from the thread that walks the
@@ -178,7 +181,7 @@ def caption_images(
                     places[item.name] = number
                     yield item
 
-        made = results(assistant, lacking(), prompts, batch_size, options, ledger.find)
+        made = engine(assistant, lacking(), prompts, batch_size, options, ledger.find)
         leaving.enter_context(closing(made))
         leaving.callback(left.set)  # first: the thread may be among pictures that are skipped
         for number, result in enumerate(made, 1):

@@ -1,8 +1,9 @@
 """What is asked about each picture, and what is looked for in its captions.
 
 A prompt may hold ``{name}``, ``{directory}`` and any text column of the source, such as
-``{tags}``; ``{{`` and ``}}`` are plain braces. `discourage` does not steer the model: its words
-are reported where they come up, so that such captions can be filtered or asked anew.
+``{tags}``; ``{{`` and ``}}`` are plain braces. The words of `discourage` are kept out by a logit
+bias. The model may still spell them by other tokens, or the prefix hold them: where they come
+up they are reported, so that such captions can be filtered or asked anew.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from vlm.errors import ConfigError
 from vlm.messages import parse_messages, user
 
 _VARIABLE = re.compile(r"\{\{|\}\}|\{(\w+)\}")
+DISCOURAGED = -100.0  # bias of a word; keeps it out unless logits are further apart
 _KEY = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -46,10 +48,11 @@ class CaptionPrompts:
         prefix: written before each caption.
         suffix: written after it.
         include: words that a caption should hold; what it lacks is reported.
-        discourage: words that it should not hold; what it holds is reported.
+        discourage: words that the model is kept from; what a caption holds is reported.
 
     Raises:
-        ConfigError: no prompt, or a key that is no name; MessageError: an empty prompt.
+        ConfigError: no prompt, an empty word, or a key that is no name; MessageError: an
+            empty prompt.
     """
 
     def __init__(
@@ -81,14 +84,32 @@ class CaptionPrompts:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What differs from a plain run, for the ledger."""
+        """What differs from a plain run, for the ledger.
+
+        Ledgers of versions that only reported `discourage` lack its bias, and so are others.
+        """
         given = {
             "prefix": self.prefix,
             "suffix": self.suffix,
             "include": list(self.include),
             "discourage": list(self.discourage),
+            "discourage_bias": DISCOURAGED if self.discourage else None,
         }
         return {key: value for key, value in given.items() if value}
+
+    def steered(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
+        """Sampling options that discourage words too; a bias given for the same word counts.
+
+        Raises:
+            ConfigError: a bias of the wrong type or out of range.
+        """
+        if not self.discourage:
+            return dict(sampling)
+        from vlm.engine.bias import checked_bias
+
+        given = dict(checked_bias(sampling.get("logit_bias", ())))
+        words = dict.fromkeys(self.discourage, DISCOURAGED)
+        return {**sampling, "logit_bias": {**words, **given}}
 
     def questions(self, meta: Mapping[str, str]) -> dict[str, str]:
         """Every prompt with its variables filled in.
@@ -133,6 +154,8 @@ def literal(text: str) -> str:
 def _words(name: str, words: Sequence[str]) -> tuple[str, ...]:
     if isinstance(words, str):
         raise ConfigError(f"{name} is the text {words!r}; pass a list of words")
+    if not all(isinstance(word, str) and word.strip() for word in words):
+        raise ConfigError(f"{name} is {list(words)!r}; it must be a list of words, none empty")
     return tuple(words)
 
 

@@ -7,7 +7,7 @@ pixels; values are float32.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from transformers import (
 from transformers.image_processing_backends import PilBackend as ImageProcessor
 
 from vlm.errors import CheckpointError
+from vlm.resizing import resize_and_crop
 
 # By the name that folders give them, whatever backend wrote it: DINOv2 uses BiT's,
 # LLaVA's own is CLIP's with an optional padding to a square.
@@ -30,6 +31,12 @@ IMAGE_PROCESSORS: dict[str, type[ImageProcessor]] = {
     "BitImageProcessor": BitImageProcessorPil,
     "LlavaImageProcessor": LlavaImageProcessorPil,
 }
+
+# How a file becomes samples. "exact": as by transformers' PIL processor. "box": only what the
+# crop keeps is resized, at most a level off. "draft": JPEGs that are big enough are decoded at
+# a half, a quarter or an eighth, then as "box"; other pictures are exact.
+Preprocessing = Literal["exact", "box", "draft"]
+DEFAULT_PREPROCESSING: Preprocessing = "draft"  # see benchmarks/preprocessing_captions.py
 
 
 def load_image_processor(folder: Path, config: LlavaConfig) -> ImageProcessor:
@@ -142,22 +149,29 @@ def level_table(processor: ImageProcessor) -> np.ndarray | None:
     return np.asarray(normal[:, 0], dtype=np.float32)
 
 
-def fit(processor: ImageProcessor, picture: Image.Image) -> Image.Image | None:
-    """The 8-bit picture that the processor would normalise, bit for bit; None to leave it to it.
+def fit(
+    processor: ImageProcessor, picture: Image.Image, *, exact: bool = True
+) -> Image.Image | None:
+    """The 8-bit picture that the processor would normalise; None to leave it to it.
 
     Resizing and cropping as the PIL backend does them, without its detours through arrays.
+
+    Args:
+        processor: says how.
+        picture: clean 8-bit RGB.
+        exact: bit for bit; otherwise a few samples may be one level off, see `vlm.resizing`.
     """
     height, width = output_size(processor)
     if getattr(processor, "do_pad", False):
         if not isinstance(processor, LlavaImageProcessorPil):
             return None
         picture = _squared(picture, tuple(int(x * 255) for x in processor.image_mean))
-    if processor.do_resize:
-        picture = picture.resize(_target(processor, picture), processor.resample)
-    if height is None or width is None or picture.width < width or picture.height < height:
+    size = _target(processor, picture) if processor.do_resize else picture.size
+    if height is None or width is None or size[0] < width or size[1] < height:
         return None
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    crop = (left, top, left + width, top + height)
+    return resize_and_crop(picture, size, crop, processor.resample, exact=exact)
 
 
 def _target(processor: ImageProcessor, picture: Image.Image) -> tuple[int, int]:

@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from data_recipes.scenes import build
-from serve.train_command import _split
-from vlm.errors import ConfigError
+from serve.train_command import split_jobs
 from vlm.history import read_history
 from vlm.testing import tiny_language_folder, tiny_vision_folder
 
@@ -34,13 +33,12 @@ def recipes(tmp_path: Path) -> tuple[Path, Path]:
     return first, second
 
 
-def test_values_belong_to_the_recipe_before_them() -> None:
-    assert _split(["a", "x=1", "b.yaml", "y=2", "z=a=b"]) == [
+def test_values_belong_to_the_recipe_before_them(run: Run) -> None:
+    assert "name a recipe" in run("train", "x=1", "a").refused()
+    assert split_jobs(["a", "x=1", "b.yaml", "y=2", "z=a=b"]) == [
         ("a", ["x=1"]),
         ("b.yaml", ["y=2", "z=a=b"]),
     ]
-    with pytest.raises(ConfigError, match="name a recipe"):
-        _split(["x=1", "a"])
 
 
 def test_a_chain_runs_both_stages(run: Run, recipes: tuple[Path, Path], tmp_path: Path) -> None:

@@ -146,7 +146,31 @@ def test_discouraged_words_are_kept_out_and_make_another_run(
         run(model, pictures, other, logit_bias={3: 500}, discourage=[letter])
     run(model, pictures, tmp_path / "own.jsonl", logit_bias={letter: 50}, discourage=[letter])
     own = rows(tmp_path / "own.jsonl")
-    assert all(letter in row["caption"] for row in own)  # a bias of one's own counts
+    assert all(letter in row["caption"].lower() for row in own)  # a bias of one's own counts
+
+
+def test_another_preprocessing_is_another_run_with_features_of_its_own(
+    folder: Path, out: Path, tmp_path: Path
+) -> None:
+    model = vlm.load(folder)
+    photo = tmp_path / "photo.jpg"
+    testing.draw_image((640, 480), seed=4).save(photo)
+    asked = [[vlm.messages.user("what?", photo)]]
+    run(model, [photo], out)
+    drafted = model.generate(asked, logprobs=0)
+    model.processor.preprocessing = "exact"
+    with pytest.raises(ConfigError, match=r"preprocessing None.*not 'exact'"):
+        run(model, [photo], out)
+    other = vlm.load(folder)
+    other.processor.preprocessing = "exact"
+    exact = model.generate(asked, logprobs=0)
+    assert exact == other.generate(asked, logprobs=0)  # nothing drafted comes from the cache
+    assert exact[0].mean_logprob != drafted[0].mean_logprob
+    picture, keys = vlm.images.load_image(photo), set()
+    for way in ("exact", "box", "draft"):  # of the same pixels
+        model.processor.preprocessing = way
+        keys.add(model.engine.encoder.key(picture))
+    assert len(keys) == 3
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 20])

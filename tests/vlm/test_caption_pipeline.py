@@ -88,10 +88,11 @@ def test_a_picture_runs_before_the_next_one_is_there(model: Assistant, tmp_path:
 def test_a_picture_joins_one_that_runs_without_waiting_for_others(
     model: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together = threading.Event()
+    runs, together = threading.Event(), threading.Event()
     advance = model.engine._advance
 
     def watched(old: list[Any], new: list[Any]) -> None:
+        runs.set()
         if len(old) + len(new) > 1:
             together.set()
         advance(old, new)
@@ -100,7 +101,9 @@ def test_a_picture_joins_one_that_runs_without_waiting_for_others(
     joined: list[bool] = []
 
     def source() -> Iterator[Item]:
-        yield from pictured(0, 1)
+        yield from pictured(0)
+        assert runs.wait(PATIENCE)
+        yield from pictured(1)
         joined.append(together.wait(PATIENCE))
 
     assert len(list(run(model, source(), 32, tokens=300))) == 2

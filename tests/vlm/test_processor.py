@@ -107,9 +107,11 @@ def test_big_jpegs_may_be_decoded_smaller_but_small_ones_are_exact(processor: Pr
         assert min(clean.pixels.size) >= 2 * processor.image_size
 
 
-def jpeg(size: tuple[int, int]) -> bytes:
+def noisy_jpeg(size: tuple[int, int]) -> bytes:
+    width, height = size
+    samples = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     stream = io.BytesIO()
-    testing.draw_image(size).save(stream, "JPEG")
+    Image.fromarray(samples).save(stream, "JPEG")
     return stream.getvalue()
 
 
@@ -123,22 +125,25 @@ def levels(processor: Processor, data: bytes, way: Preprocessing) -> np.ndarray:
 
 
 def test_each_way_of_preprocessing_keeps_its_promise(folder: Path) -> None:
-    """Of a photo: exact, then a level off, then a decode of less. Of a small one: exact."""
+    """Exact; at times a level off; decoded smaller if it is big, and exact otherwise."""
     processor = Processor.from_folder(folder)
     assert processor.preprocessing == "draft" and processor.draft_to == 56
-    for size in ((900, 701), (100, 55)):
-        data = jpeg(size)
+    boxed = []
+    for size in ((900, 701), *((width, 55) for width in range(60, 110))):
+        data = noisy_jpeg(size)
         picture = Image.open(io.BytesIO(data)).convert("RGB")
         steps: dict[str, Any] = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
         theirs = processor.image_processor(picture, **steps)["pixel_values"][0].astype(float)
         found = {way: levels(processor, data, way) for way in get_args(Preprocessing)}
         error = {way: np.abs(each - theirs) for way, each in found.items()}
         assert error["exact"].max() < 1e-3
-        assert 0.99 < error["box"].max() < 1.01 and (error["box"] > 0.5).mean() < 0.01
-        if size[0] > 100:
-            assert not np.array_equal(found["draft"], found["box"]) and error["draft"].max() < 40
+        assert error["box"].max() < 1.01
+        boxed.append(error["box"].max() > 0.99)
+        if size[0] == 900:
+            assert 1.01 < error["draft"].max() < 40
         else:
             assert np.array_equal(found["draft"], found["exact"])
+    assert any(boxed) and not all(boxed)
     processor.preprocessing = "exact"
     assert processor.draft_to is None
     with pytest.raises(ConfigError, match="'fast'; known: exact, box, draft"):

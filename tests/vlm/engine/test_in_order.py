@@ -62,6 +62,14 @@ class Counter:
         """Nothing."""
 
 
+class Slow(Counter):
+    """Leaves other threads the time that a model would."""
+
+    def step(self) -> None:
+        time.sleep(0.001)
+        super().step()
+
+
 @dataclass
 class Work:
     """An item with its requests."""
@@ -114,11 +122,19 @@ def test_what_has_ended_holds_no_pixels_while_it_waits_for_its_turn() -> None:
             alive.add(ask)
             yield Work(number, [ask])
 
+    taken = 0
+
+    def split_counted(work: Work) -> tuple[int, list[Ask]]:
+        nonlocal taken
+        taken += 1
+        return split(work)
+
     with ahead_of(source(), 4, lambda work: work) as arriving:
-        found = in_order(Counter(), arriving, split, 4)
+        found = in_order(Slow(), arriving, split_counted, 4)
         assert next(found)[0] == 0
         gc.collect()
         assert next(found)[0] == 1
+        assert taken > 40
         assert len(alive) <= 4 + 4 + 4 + 2  # at the desk, next, ahead, in hand
         found.close()
 

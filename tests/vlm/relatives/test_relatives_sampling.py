@@ -47,6 +47,17 @@ def test_a_repetition_penalty_is_that_of_transformers(
     assert len(answers) == 2
 
 
+@pytest.mark.parametrize("name", ["llava_next", "qwen2_vl"])
+def test_a_bias_is_that_of_transformers(relatives: Callable[[str], Any], name: str) -> None:
+    relative = relatives(name)
+    plain, _ = theirs(relative)
+    first = plain[0]
+    ids, _ = theirs(relative, sequence_bias=[[[first], -100.0]])
+    (answer,) = relative.assistant.generate([CHAT], max_new_tokens=LENGTH, logit_bias={first: -100})
+    assert answer.text == relative.assistant.processor.decode(ids)
+    assert ids != plain and first not in ids
+
+
 @pytest.mark.parametrize("name", ["llava_next", "blip2_t5"])
 def test_logprobs_are_those_of_transformers(relatives: Callable[[str], Any], name: str) -> None:
     relative = relatives(name)
