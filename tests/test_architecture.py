@@ -97,8 +97,8 @@ def test_one_subject_a_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "extras"),
     [
-        (FILES, ("quantize", "heic", "deepspeed")),
-        (TESTS, ("quantize", "heic", "deepspeed", "tensorboard", "test")),
+        (FILES, ("quantize", "heic", "deepspeed", "ray", "liger")),
+        (TESTS, ("quantize", "heic", "deepspeed", "tensorboard", "ray", "test")),
     ],
     ids=["packages", "tests"],
 )

@@ -22,6 +22,7 @@ from train.config import LanguageSize, RunConfig
 from train.contrastive import DualEncoder, new_vision_tower
 from train.dataset import RecordDataset
 from train.dialogues import Dialogues
+from train.liger import apply_liger
 from train.stages import STAGES, apply_stage
 from train.tokenizer import texts_of, train_tokenizer
 from vlm import lora as adapters
@@ -167,6 +168,8 @@ def _dialogue_job(
     processor: Processor,
     write: Callable[[Path, Run], None],
 ) -> Job:
+    if config.liger:
+        apply_liger(model.language_model)
     seen = processor.plain() if config.template == "plain" else processor
     dialogues = Dialogues(model, seen, config.batches)
     notes = []

@@ -177,6 +177,8 @@ class RunConfig(Strict):
                 "neftune_noise_alpha needs batches.packing=false: its noise depends on the length "
                 "of a padded batch"
             )
+        if self.liger and stage not in ("align", "instruct"):
+            raise ValueError(f"liger is for the stages align and instruct, not for {stage}")
         if self.template == "plain" and stage != "align":
             raise ValueError(f"template=plain is for the stage align, not for {stage}")
         if self.ema_decay is not None and self.sharding != "none":

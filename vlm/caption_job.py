@@ -16,6 +16,7 @@ from vlm.caption_items import Item
 from vlm.caption_pipeline import results
 from vlm.caption_prompts import CaptionPrompts, literal
 from vlm.caption_ranks import (
+    MERGE_SECONDS,
     check_parts,
     check_ranks,
     device_of_rank,
@@ -151,7 +152,7 @@ def caption_images(
             on_progress(done, counts["failed"])
 
     with (
-        Ledger(part, run, prompts, before) as ledger,
+        Ledger(part, run, prompts, before, MERGE_SECONDS if world > 1 else 0) as ledger,
         marking(part, world) as done,
         ExitStack() as leaving,
     ):

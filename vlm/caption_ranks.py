@@ -18,6 +18,7 @@ from vlm.ledger_rows import encode_row, name_key, open_locked, read_line, read_r
 
 _PART = re.compile(r"\.(\d+)-of-(\d+)$")
 _PATIENCE = 5.0  # seconds for a rank that is about to end
+MERGE_SECONDS = 60.0  # that a rank waits for its part while the others merge it
 _OFFSET_BITS = 48
 
 

@@ -104,6 +104,7 @@ class Ledger:
         run: what all rows have in common: model, model_id, prompt, max_new_tokens, options.
         prompts: with them, `find` knows earlier captions.
         before: other ledgers of the same run, whose rows count too; read only.
+        patience: seconds to wait for another process that holds it.
 
     Raises:
         ConfigError: on entering: another process writes it, or it is another run's.
@@ -116,8 +117,10 @@ class Ledger:
         run: Mapping[str, Any],
         prompts: CaptionPrompts | None = None,
         before: Sequence[str | os.PathLike[str]] = (),
+        patience: float = 0.0,
     ) -> None:
         self.path = Path(path)
+        self._patience = patience
         self._run = dict(run)
         self._prompts = prompts
         self._before = [Path(each) for each in before if Path(each) != self.path]
@@ -129,7 +132,7 @@ class Ledger:
     def __enter__(self) -> "Ledger":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._files = [open_locked(self.path)]
+            self._files = [open_locked(self.path, self._patience)]
         except OSError as error:
             raise self._unwritable(error) from error
         try:

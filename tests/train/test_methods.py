@@ -171,6 +171,11 @@ def test_neftune_changes_training_without_packing(train: Callable[..., Path]) ->
     assert not model.get_input_embeddings()._forward_hooks
 
 
+def test_liger_without_a_gpu_is_told(train: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"liger=true needs a CUDA GPU .*set liger=false"):
+        train(liger=True)
+
+
 @pytest.fixture(scope="module")
 def processor(llava: str) -> Processor:
     return load_checkpoint(llava)[1]

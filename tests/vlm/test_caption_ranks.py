@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,16 @@ from vlm import testing
 from vlm.caption_job import caption_images
 from vlm.caption_ranks import is_mine, merge, part_path, parts_of, ranks_of_environment
 from vlm.errors import ConfigError
+from vlm.ledger_rows import open_locked
 
 NUMBER = 24
 TOKENS = 24
 COMMAND = [sys.executable, "-c", "from serve.cli import main; main()"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+
+DDP = Path(__file__).parents[2] / "train" / "launch" / "ddp.yaml"
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(DDP)]
+ACCELERATE += ["--num_processes", "2", "--no_python"]
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -61,17 +67,22 @@ def environment(rank: int | None = None) -> dict[str, str]:
     return found if rank is None else {**found, "RANK": str(rank), "WORLD_SIZE": "2"}
 
 
-def test_torchrun_with_two_workers(
-    folder: Path, album: Path, expected: list[Any], tmp_path: Path
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_two_workers_of_a_launcher(
+    launcher: list[str], folder: Path, album: Path, expected: list[Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
     script = tmp_path / "vlm"
-    script.write_text(f"#!{sys.executable}\nfrom serve.cli import main\nmain()\n")
+    note = f"open({str(tmp_path)!r} + '/rank-' + os.environ['RANK'], 'w').close()"
+    script.write_text(
+        f"#!{sys.executable}\nimport os\nfrom serve.cli import main\n{note}\nmain()\n"
+    )
     script.chmod(0o755)
-    command = [*TORCHRUN, str(script), *words(folder, album, out)]
+    command = [*launcher, str(script), *words(folder, album, out)]
     for _ in range(2):  # the second time there is nothing to do
         subprocess.run(command, check=True, env=environment(), timeout=200, cwd=Path.cwd())
         assert said(out) == expected
+        assert [path.name for path in sorted(tmp_path.glob("rank-*"))] == ["rank-0", "rank-1"]
         assert parts_of(out) == []
         assert not list(tmp_path.glob("*.done")) and not list(tmp_path.glob("*.tmp"))
     assert all("index" not in row for row in rows(out))
@@ -159,3 +170,25 @@ def test_a_rank_that_begins_anew_after_the_merge_leaves_nothing_behind(
         done = caption_images(album, out, model=folder, max_new_tokens=TOKENS, ranks=(rank, 2))
     assert done.complete and len(said(out)) == len(expected) + 1
     assert [path.name for path in tmp_path.glob("out*")] == ["out.jsonl"]
+
+
+def test_a_rank_that_starts_while_the_others_merge_waits_for_them(
+    folder: Path, album: Path, expected: list[Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    for rank in (0, 1):
+        caption_images(album, out, model=folder, max_new_tokens=TOKENS, ranks=(rank, 2))
+    part = part_path(out, 0, 2)
+    held = open_locked(part)  # as a merge holds it
+
+    def end_the_merge() -> None:
+        time.sleep(0.5)
+        part.unlink()
+        held.close()
+
+    thread = threading.Thread(target=end_the_merge)
+    thread.start()
+    late = caption_images(album, out, model=folder, max_new_tokens=TOKENS, ranks=(0, 2))
+    thread.join()
+    assert late.complete and late.captioned == late.failed == 0
+    assert said(out) == expected and parts_of(out) == []
