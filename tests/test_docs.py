@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from serve.cli import app
-from serve.train_command import split_jobs
+from serve.cli import app, split_jobs
 from train.config import load_config
 from vlm.messages import parse_record
 

@@ -12,12 +12,13 @@ class HeldOutLoss(Trainer):
     """Trainer that weighs each held-out batch by its supervised tokens.
 
     Trainer itself takes the mean of the batches' means, so that a short answer in a batch of
-    short ones counts for more than the same answer beside a long one.
+    short ones counts for more than the same answer beside a long one. Where the records do not
+    divide by ranks and batches, the first of them fill the last batches up, and count twice.
     """
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As in Trainer, with the loss of all tokens."""
-        self._parts: list[tuple[float, int]] = []
+        self._parts: list[tuple[float, float]] = []
         output = super().evaluation_loop(*args, **kwargs)
         parts = everybody(self._parts, self.args.device, self.args.world_size)
         count = sum(tokens for _, tokens in parts)
@@ -30,6 +31,9 @@ class HeldOutLoss(Trainer):
         """As in Trainer; remembers the batch's loss and its weight."""
         found = super().prediction_step(model, inputs, *args, **kwargs)
         if "labels" in inputs and found[0] is not None:
-            tokens = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
-            self._parts.append((float(found[0]), tokens))
+            tokens = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().to(self.args.device)
+            size = self.args.world_size
+            if size > 1:  # Trainer's loss is then a rank's sum by the mean count of the ranks
+                tokens = self.accelerator.gather(tokens).sum() / size
+            self._parts.append((float(found[0]), float(tokens)))
         return found

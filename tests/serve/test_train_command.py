@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from data_recipes.scenes import build
-from serve.train_command import split_jobs
+from serve.cli import split_jobs
 from vlm.history import read_history
 from vlm.testing import tiny_language_folder, tiny_vision_folder
 

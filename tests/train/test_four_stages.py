@@ -59,7 +59,7 @@ def test_the_four_stages_end_in_a_model_that_looks(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from serve.cli import main; main()", "train"]
     subprocess.run([*command, *recipes(tmp_path)], env=environment, check=True, timeout=500)
     told = [run["stage"] for run in read_history(tmp_path / "instruct") if "stage" in run]
-    assert set(told) == set(STEPS) and told[-1] == "instruct"
+    assert set(STEPS) <= set(told) and told[-1] == "instruct"
     model, processor = load_checkpoint(tmp_path / "instruct")
     path = build(64, 9, tmp_path / "new", turns=2, max_objects=1, side=SIDE, split="test")
     data = RecordDataset([path])

@@ -40,10 +40,14 @@ class Encoder:
         self._model = model
         self._processor = processor
         self._weights = weights
+        self._preprocessing: dict[str, str] = {}
 
     def key(self, image: CleanImage) -> FeatureKey:
         """The picture's key in the cache."""
-        preprocessing = preprocessing_identity(self._processor)  # which may be set anew
+        way = self._processor.preprocessing  # which may be set anew
+        preprocessing = self._preprocessing.get(way)
+        if preprocessing is None:
+            preprocessing = self._preprocessing[way] = preprocessing_identity(self._processor)
         return FeatureKey(image.sha256, preprocessing, self._weights)
 
     def encode(

@@ -9,6 +9,7 @@ Shapes: n tokens a step, B rows, D width, H heads, G key-value heads, E head wid
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vlm.engine.attention import attend, stepping
+from vlm.engine.packed import Linear, pack_joined
 from vlm.engine.slots import SlotCache, Step
 
 _PARTS = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
@@ -37,6 +39,16 @@ class LeanDecoder:
             for layer in decoder.layers
         ]
         self._final = _norm(decoder.norm)
+        self._fused: list[FusedLayer | None] = [None] * len(decoder.layers)
+
+    def fuse(self) -> list[nn.Module]:
+        """Join the weights of like inputs and pack them, where the hardware gains by it.
+
+        Returns:
+            The linear layers that are computed in this way.
+        """
+        self._fused = [fuse_layer(layer) for layer in self._decoder.layers]
+        return [part for fused in self._fused if fused is not None for part in fused.linears]
 
     def __call__(self, embeds: torch.Tensor, step: Step, cache: SlotCache) -> torch.Tensor:
         """Embeddings (1, n, D) to final states (B, D) of each row's last token."""
@@ -45,17 +57,18 @@ class LeanDecoder:
         cos, sin = decoder.rotary_emb(embeds, torch.tensor([positions], device=device))
         turn = (cos[0].unsqueeze(1), sin[0].unsqueeze(1))  # (n, 1, E)
         states = embeds[0]
-        layers = list(zip(decoder.layers, self._norms, strict=True))
+        layers = list(zip(decoder.layers, self._norms, self._fused, strict=True))
         with stepping(step, device):
-            for i, (layer, (before, after)) in enumerate(layers):
-                query = self._project(layer.self_attn, before(states), turn, i, cache)
+            for i, (layer, (before, after), fused) in enumerate(layers):
+                query = self._project(layer.self_attn, before(states), turn, i, cache, fused)
                 if i + 1 < len(layers):
-                    states = _close(layer, after, states, _attend(layer.self_attn, query))
+                    mixed = _attend(layer.self_attn, query)
+                    states = _close(layer, after, states, mixed, fused)
         # Of the last layer, only the last tokens are read: they attend like rows that run on.
         last = torch.tensor(ends, device=device)
         with stepping(Step([positions[end] for end in ends], []), device, cache.layer(i)):
             mixed = _attend(layer.self_attn, query[last])
-        return self._final(_close(layer, after, states[last], mixed))
+        return self._final(_close(layer, after, states[last], mixed, fused))
 
     def _project(
         self,
@@ -64,16 +77,23 @@ class LeanDecoder:
         turn: tuple[torch.Tensor, torch.Tensor],
         layer: int,
         cache: SlotCache,
+        fused: "FusedLayer | None",
     ) -> torch.Tensor:
         """Queries (n, H, E); keys and values go into the cache."""
         shape = (len(states), -1, attention.head_dim)
-        query = attention.q_proj(states).view(shape)
-        key = attention.k_proj(states).view(shape)
-        value = attention.v_proj(states).view(shape)
+        if fused is not None:
+            all_heads = fused.qkv(states).view(shape)
+            heads, groups = fused.num_heads, fused.num_groups
+            both, value = all_heads[:, : heads + groups], all_heads[:, heads + groups :]
+            query, key = both[:, :heads], both[:, heads:]
+        else:
+            query = attention.q_proj(states).view(shape)
+            key = attention.k_proj(states).view(shape)
+            value = attention.v_proj(states).view(shape)
+            heads, both = query.shape[1], None
         if hasattr(attention, "q_norm"):
-            query, key = attention.q_norm(query), attention.k_norm(key)
-        heads = query.shape[1]
-        both = _rotate(torch.cat([query, key], dim=1), *turn)
+            query, key, both = attention.q_norm(query), attention.k_norm(key), None
+        both = _rotate(torch.cat([query, key], dim=1) if both is None else both, *turn)
         query, key = both[:, :heads], both[:, heads:]
         cache.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], layer)
         return query
@@ -107,11 +127,63 @@ def _is_llama_layer(layer: nn.Module) -> bool:
     )
 
 
-def _close(layer: Any, norm: Norm, states: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+def _close(
+    layer: Any,
+    norm: Norm,
+    states: torch.Tensor,
+    mixed: torch.Tensor,
+    fused: "FusedLayer | None",
+) -> torch.Tensor:
     """The rest of a layer after its attention."""
+    if fused is not None:
+        states = states + fused.out(mixed)
+        gate, up = fused.gate_up(norm(states)).chunk(2, dim=-1)
+        return states + fused.down(layer.mlp.act_fn(gate) * up)
     states = states + layer.self_attn.o_proj(mixed)
     inner, mlp = norm(states), layer.mlp
     return states + mlp.down_proj(mlp.act_fn(mlp.gate_proj(inner)) * mlp.up_proj(inner))
+
+
+@dataclass(frozen=True)
+class FusedLayer:
+    """A layer's linear parts by packed weights.
+
+    Attributes:
+        qkv: (n, D) to queries, keys and values side by side, (n, (H + 2 G) * E).
+        out: of attention.
+        gate_up: (n, D) to the gate and what it lets through, side by side.
+        down: back to (n, D).
+        num_heads, num_groups: H and G.
+        linears: the layers that these stand for.
+    """
+
+    qkv: Linear
+    out: Linear
+    gate_up: Linear
+    down: Linear
+    num_heads: int
+    num_groups: int
+    linears: tuple[nn.Module, ...]
+
+
+def fuse_layer(layer: Any) -> FusedLayer | None:
+    """The fused form of a layer of the Llama family, or None where it cannot be packed."""
+    attention, mlp = layer.self_attn, layer.mlp
+    sets = (
+        (attention.q_proj, attention.k_proj, attention.v_proj),
+        (attention.o_proj,),
+        (mlp.gate_proj, mlp.up_proj),
+        (mlp.down_proj,),
+    )
+    qkv, out, gate_up, down = (pack_joined(part) for part in sets)
+    if qkv is None or out is None or gate_up is None or down is None:
+        return None
+    width = attention.head_dim
+    heads = attention.q_proj.out_features // width
+    groups = attention.k_proj.out_features // width
+    return FusedLayer(
+        qkv, out, gate_up, down, heads, groups, tuple(each for linears in sets for each in linears)
+    )
 
 
 def _attend(attention: Any, query: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from vlm.engine.cache import FeatureCache
 from vlm.engine.decoders import choose
 from vlm.engine.features import Encoder
 from vlm.engine.in_order import answer_all
+from vlm.engine.lean import LeanDecoder
 from vlm.engine.packed import pack_linears
 from vlm.engine.prefixes import PrefixStore, shared_length
 from vlm.engine.request import Completion, Request, Row
@@ -141,7 +142,9 @@ class Engine:
         """Rearrange weights for faster steps where the hardware gains by it; done once."""
         with self.lock:
             if not self._packed:
-                pack_linears(self.model)
+                decode = self._decode
+                fused = decode.fuse() if isinstance(decode, LeanDecoder) else []
+                pack_linears(self.model, fused)
                 self._packed = True
 
     def step(self) -> bool:

@@ -129,6 +129,12 @@ class SlotCache(Cache):
         self.start_layer(layer_idx, key_states, value_states)
         step: Step = current.step
         count = len(step.lengths)
+        if count == 1 and not step.segments:  # without index tensors
+            place = step.lengths[0]
+            self.keys[layer_idx][0, :, place] = key_states[0, :, 0]
+            self.values[layer_idx][0, :, place] = value_states[0, :, 0]
+            current.layer = (self.keys[layer_idx], self.values[layer_idx])
+            return key_states, value_states
         for store, states in ((self.keys, key_states), (self.values, value_states)):
             layer, new = store[layer_idx], states[0].transpose(0, 1)  # (n, G, E)
             if count:
