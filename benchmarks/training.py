@@ -234,7 +234,7 @@ def compare(folder: Path, scale: str, samples: int, epochs: int, rounds: int) ->
         for number in range(rounds + 1):  # the first is not counted
             place = folder / f"{stage}-{each}-{number}"
             place.mkdir()
-            count = samples if number else 2 * BATCH
+            count = samples if number else BATCH
             config = config_of(model, write_records(place, count, each), stage, each, epochs)
             ours.append(by_vlm(model, config))
             theirs.append(by_trainer(model, config))

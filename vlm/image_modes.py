@@ -153,11 +153,11 @@ def scale_key(image: Image.Image, layout: object) -> None:
 
 def upright(image: Image.Image, exif: bytes | None) -> Image.Image:
     """Turn a picture as its EXIF orientation tells; EXIF that is corrupt is ignored."""
-    turn = _UPRIGHT.get(_orientation(exif)) if isinstance(exif, bytes) else None
+    turn = _UPRIGHT.get(orientation(exif)) if isinstance(exif, bytes) else None
     return image if turn is None else image.transpose(turn)
 
 
-def _orientation(exif: bytes) -> int:
+def orientation(exif: bytes) -> int:
     """The orientation in the first directory of an EXIF block, 1 when it has none.
 
     Read here because Pillow's reader warns on corrupt blocks, and warnings can

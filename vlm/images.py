@@ -157,11 +157,26 @@ def _clean(source: ImageSource, limits: ImageLimits, draft_to: int | None, name:
 
 
 def _clean_bytes(data: bytes, name: str, limits: ImageLimits, draft_to: int | None) -> CleanImage:
+    image, stream, found = open_encoded(data, name, limits)
+    size = image.size
+    if draft_to is not None:
+        image.draft(image.mode, (draft_to, draft_to))
+    stream.must_not_end = True
+    _load(image, name)
+    stream.must_not_end = False
+    pixels = _convert(image, name)
+    return CleanImage(_without_info(pixels, image), found, size, is_animated(image))
+
+
+def open_encoded(
+    data: bytes, name: str, limits: ImageLimits
+) -> tuple[ImageFile.ImageFile, "_Stream", str]:
+    """Header only: picture, its stream, its format; raises ImageError as `load_image`."""
     found = sniff(data, name)
     decoder = _heic_decoder(name) if found == "HEIC" else _DECODERS[found]
     if found == "WEBP":
         if len(data) < 8 + int.from_bytes(data[4:8], "little"):
-            raise _truncated(name)
+            raise truncated(name)
         _check_size(webp_size(data) or (1, 1), limits, name)  # its decoder begins with a canvas
     stream = _Stream(data)
     try:
@@ -174,15 +189,8 @@ def _clean_bytes(data: bytes, name: str, limits: ImageLimits, draft_to: int | No
         raise ImageError(
             f"{name} is a damaged {found} file; save or download it again", "undecodable"
         ) from error
-    size = image.size
-    _check_size(size, limits, name)
-    if draft_to is not None:
-        image.draft(image.mode, (draft_to, draft_to))
-    stream.must_not_end = True
-    _load(image, name)
-    stream.must_not_end = False
-    pixels = _convert(image, name)
-    return CleanImage(_without_info(pixels, image), found, size, _is_animated(image))
+    _check_size(image.size, limits, name)
+    return image, stream, found
 
 
 def _clean_picture(picture: Image.Image, limits: ImageLimits, name: str) -> CleanImage:
@@ -198,14 +206,14 @@ def _load(image: Image.Image, name: str) -> None:
     if isinstance(image, TiffImagePlugin.TiffImageFile) and tiles:
         rows = image.tag_v2[TiffImagePlugin.IMAGELENGTH]  # `height` counts them turned already
         if max(tile.extents[3] for tile in tiles) < rows:
-            raise _truncated(name)  # Pillow would leave what no strip covers black
+            raise truncated(name)  # Pillow would leave what no strip covers black
     layout = tiles[0].args if tiles else None
     try:
         image.load()
     except MemoryError:
         raise
     except Exception as error:  # hostile bytes make decoders raise nearly anything
-        raise _truncated(name) from error
+        raise truncated(name) from error
     scale_key(image, layout)
 
 
@@ -220,7 +228,8 @@ def _convert(image: Image.Image, name: str) -> Image.Image:
         ) from error
 
 
-def _truncated(name: str) -> ImageError:
+def truncated(name: str) -> ImageError:
+    """The error of a file that stops too early."""
     return ImageError(
         f"{name} is damaged or stops before its end; copy or download it again", "truncated"
     )
@@ -252,7 +261,8 @@ def _without_info(pixels: Image.Image, source: Image.Image) -> Image.Image:
     return pixels
 
 
-def _is_animated(image: Image.Image) -> bool:
+def is_animated(image: Image.Image) -> bool:
+    """Whether a picture that is open has more than one frame; looks no further than the second."""
     try:
         return bool(getattr(image, "is_animated", False))
     except Exception:  # the frames after the first are not ours to judge
