@@ -114,10 +114,12 @@ def caption(
     if workers is not None and engine != "ray":
         raise ConfigError(f"--workers {workers} is for --engine ray; leave it out")
     if engine == "ray":
-        from vlm.caption_ray import RayEngine, count_gpus
+        from vlm.caption_ray import RayEngine
 
+        if ranks[1] > 1:
+            raise ConfigError("--engine ray shares pictures itself; start it without a launcher")
         opening = {"device": device, "dtype": dtype, "quantize": quantize}
-        exports["engine"] = RayEngine(model, workers or count_gpus(), opening)
+        exports["engine"] = RayEngine(model, workers, opening)
 
     def open_model() -> "Assistant":
         if engine == "ray":

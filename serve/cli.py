@@ -5,20 +5,21 @@ once. This is the one file that knows all four packages, and the one place where
 error of the project becomes a line on standard error and exit code 2.
 """
 
-import difflib
+import importlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from serve import caption_command, folders
+from serve import caption_command, doctor_command, folders, plan_command, talk_command
+from serve.options import BatchSize, Device, Dtype, Model, Quantize, Seed, open_model
 from vlm import __version__
 from vlm.errors import ConfigError, VlmError
 from vlm.startup import skip_final_gc
 
 if TYPE_CHECKING:
-    from vlm.assistant import Assistant
+    pass
 
 DATA_RECIPES = {"scenes": "drawn emoji and shapes on a grid: captions, questions and answers"}
 
@@ -32,20 +33,6 @@ app = typer.Typer(
 data_app = typer.Typer(help="Make training and evaluation data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-Model = Annotated[
-    str | None,
-    typer.Option(help="A LLaVA folder or a hub id; the built-in model by default."),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")]
-Quantize = Annotated[
-    Literal["4bit", "8bit"] | None, typer.Option(help="Of the language model's linear layers.")
-]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
-
 
 def main() -> None:
     """Run the command line; errors of the project end it with one line and code 2."""
@@ -56,14 +43,6 @@ def main() -> None:
         sys.exit(2)
     finally:
         skip_final_gc()
-
-
-def _open(
-    model: str | None, device: str, dtype: str, quantize: Literal["4bit", "8bit"] | None = None
-) -> "Assistant":
-    from vlm.assistant import load
-
-    return load(model, device=device, dtype=dtype, quantize=quantize)
 
 
 def _print_version(wanted: bool) -> None:
@@ -81,73 +60,8 @@ def _options(
     pass
 
 
-@app.command()
-def ask(
-    image: Annotated[str, typer.Argument(help="Path of a picture.")],
-    question: str,
-    model: Model = None,
-    max_new_tokens: MaxNewTokens = 256,
-    temperature: Temperature = 0.0,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-) -> None:
-    """Answer one question about one picture."""
-    from vlm.images import load_image
-    from vlm.messages import parse_messages, user
-
-    load_image(image)  # a wrong path is told now, and not after seconds of loading a model
-    parse_messages([user(question, image)])
-    assistant = _open(model, device, dtype, quantize)
-    from serve.terminal import printable
-
-    for piece in assistant.stream(
-        [user(question, image)], max_new_tokens=max_new_tokens, temperature=temperature
-    ):
-        print(printable(piece), end="", flush=True)
-    print()
-
-
+talk_command.register(app)
 caption_command.register(app)
-
-
-@app.command()
-def chat(
-    image: Annotated[str | None, typer.Argument(help="Path of a picture to start with.")] = None,
-    model: Model = None,
-    max_new_tokens: MaxNewTokens = 256,
-    temperature: Temperature = 0.0,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-) -> None:
-    """Chat in the terminal."""
-    from serve.session import Sampling
-    from serve.terminal import TerminalChat
-    from vlm.images import load_image
-
-    if image is not None:
-        load_image(image)
-    assistant = _open(model, device, dtype, quantize)
-    print(f"{assistant.name}: {assistant.about}")
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
-    TerminalChat(assistant, sampling, [image] if image is not None else []).run()
-
-
-@app.command()
-def serve(
-    model: Model = None,
-    host: Annotated[str, typer.Option(help="0.0.0.0 opens the page to the network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-) -> None:
-    """Chat in the browser."""
-    assistant = _open(model, device, dtype, quantize)
-    from serve.app import launch
-
-    launch(assistant, host, port)
 
 
 @app.command("eval")
@@ -175,7 +89,7 @@ def evaluate(
         raise ConfigError(f"--json {json_file}: there is no such folder; make it first")
     records = list(read_records(data / "records.jsonl" if data.is_dir() else data))
     report = measure(
-        _open(model, device, dtype, quantize),
+        open_model(model, device, dtype, quantize),
         records,
         shuffle_pictures=shuffled,
         blind=blind,
@@ -248,6 +162,10 @@ def split_jobs(arguments: list[str]) -> list[tuple[str, list[str]]]:
 
 
 folders.register(app)
+plan_command.register(app, lambda: importlib.import_module("train.plan"))
+
+
+doctor_command.register(data_app, lambda: importlib.import_module("data_recipes.doctor"))
 
 
 @data_app.command("list")
@@ -255,6 +173,12 @@ def data_list() -> None:
     """List the data recipes."""
     for name, about in DATA_RECIPES.items():
         print(f"{name}: {about}")
+    from data_recipes.recipes import RECIPES, recipe
+
+    for name in RECIPES:
+        found = recipe(name)
+        count = f"{found.count:,} records" if found.count else "count unknown"
+        print(f"{name}: {found.about} ({count}; {found.license})")
 
 
 @data_app.command("build")
@@ -268,12 +192,17 @@ def data_build(
     max_objects: Annotated[int, typer.Option(help="Most objects in a scene.")] = 4,
     turns: Annotated[int, typer.Option(help="Questions in a dialogue.")] = 6,
     close_up: Annotated[bool, typer.Option(help="One object, cut out at half the side.")] = False,
+    from_dir: Annotated[Path | None, typer.Option(help="Has the publisher's files.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Most records of a public set.")] = None,
 ) -> None:
-    """Make data: pictures, and records.jsonl beside them."""
+    """Make data: pictures, and records.jsonl beside them; --num to --close-up are for scenes."""
     if recipe not in DATA_RECIPES:
-        near = difflib.get_close_matches(recipe, DATA_RECIPES, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"no data recipe {recipe!r}; {hint}`vlm data list` shows all")
+        from data_recipes.build import build as build_public
+
+        print(build_public(recipe, out, from_dir, limit))
+        return
+    if from_dir is not None or limit is not None:
+        raise ConfigError("scenes are drawn: --from-dir and --limit do not apply; use --num")
     from data_recipes.scenes import build
     from serve.progress import counting
 

@@ -33,6 +33,7 @@ from vlm.language import load_tokenizer
 from vlm.manifest import describe, weight_files, write_manifest
 from vlm.model import VisionLanguageModel
 from vlm.processor import Processor
+from vlm.quantize import compute_in
 
 _TOKENIZER_RECORDS = 5000
 
@@ -132,6 +133,8 @@ def instruct_job(config: RunConfig, data: RecordDataset) -> Job:
     start, bits = config.model.start, config.model.quantize
     model, processor = load_checkpoint(start, quantize=bits)
     processor = _preprocessing(processor, config.model.preprocessing)
+    if bits is not None:
+        compute_in(model, torch.bfloat16 if config.precision == "bfloat16" else torch.float32)
 
     def write(folder: Path, run: Run) -> None:
         whole = model
@@ -139,6 +142,7 @@ def instruct_job(config: RunConfig, data: RecordDataset) -> Job:
             adapters.save_adapter(model, folder / "adapter", run)
             if bits is not None:  # the adapter goes into the weights of full precision
                 whole = adapters.load_adapter(load_checkpoint(start)[0], folder / "adapter")
+                whole.history = model.history  # the adapter's has this run already
             adapters.merge(whole)
         save_checkpoint(whole, processor, folder, run)
 

@@ -11,6 +11,7 @@ from train.config import LoraConfig
 from vlm import lora as adapters
 from vlm.errors import ConfigError
 from vlm.model import VisionLanguageModel
+from vlm.vision import idle_parameters
 
 Role = Literal["FROZEN", "LORA", "TRAINABLE"]
 
@@ -87,6 +88,10 @@ def apply_stage(
     for part, role in roles.items():
         if role != "LORA":
             model.get_submodule(part).requires_grad_(role == "TRAINABLE")
+    if unfreeze_vision:
+        assert isinstance(model, VisionLanguageModel)
+        for parameter in idle_parameters(model.vision_tower, model.config):
+            parameter.requires_grad_(False)
     model.train()
     return [_report(model, part, role) for part, role in roles.items()]
 

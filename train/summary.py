@@ -10,11 +10,13 @@ from transformers import AutoConfig, LlavaConfig
 
 from train.config import RunConfig
 from train.dataset import RecordDataset
+from train.plan_memory import load_of, memory_of
 from train.stages import STAGES, PartReport, apply_stage, stage_table
 from vlm.checkpoint import empty_model, join_configs
 from vlm.errors import RecordError
 from vlm.folder import read_config
 from vlm.hub import resolve
+from vlm.model import VisionLanguageModel
 
 _SAMPLE = 200  # records that are read for the summary
 _EXTRA_ID = 1  # an image token that a language model may still have to get
@@ -48,12 +50,19 @@ def parts_of(config: RunConfig) -> list[PartReport]:
     Empty for the stages that make a model from nothing.
     """
     found = llava_config(config)
-    if found is None:
-        return []
+    return [] if found is None else meta_model(config, found)[1]
+
+
+def meta_model(
+    config: RunConfig, found: LlavaConfig
+) -> tuple[VisionLanguageModel, list[PartReport]]:
+    """A model without memory, with the run's stage applied, and what trains in it."""
     model = empty_model(found, "meta")
-    return apply_stage(
-        model, STAGES[config.stage], config.lora, unfreeze_vision=config.unfreeze_vision
-    )
+    with torch.device("meta"):
+        report = apply_stage(
+            model, STAGES[config.stage], config.lora, unfreeze_vision=config.unfreeze_vision
+        )
+    return model, report
 
 
 def summarize(config: RunConfig, console: Console) -> None:
@@ -70,6 +79,17 @@ def summarize(config: RunConfig, console: Console) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     if parts:
         console.print(stage_table(config.stage, parts))
+        console.print(_plan_line(config), highlight=False, markup=False, soft_wrap=True)
+
+
+def _plan_line(config: RunConfig) -> str:
+    """What the recipe's own batch needs on one card."""
+    found = llava_config(config)
+    assert found is not None
+    model, _ = meta_model(config, found)
+    sizes = memory_of(config, model, load_of(found, None, None), config.batch_size, 1)
+    told = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes.items())
+    return f"a card needs {sum(sizes.values()) / 1e9:.2f} GB: {told}; `vlm plan` tells more"
 
 
 def data_lines(config: RunConfig) -> Iterator[str]:

@@ -7,13 +7,15 @@ chunk that it had, whose results nobody has seen yet: none is lost and none come
 
 import contextlib
 import os
-from collections import deque
+import signal
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm import hub
 from vlm.about import read_about
@@ -26,8 +28,13 @@ from vlm.errors import ConfigError, GenerationError, MissingExtraError
 from vlm.fingerprint import fingerprint
 from vlm.folder import is_adapter, read_json
 
-_AHEAD = 2  # chunks that wait at a worker beside the one it works on
+if TYPE_CHECKING:
+    from vlm.assistant import Assistant
+
+_TOGETHER = 2  # chunks that a worker has at work, so that the model never waits for one's end
+_AHEAD = 1  # chunks that wait at a worker beside those
 _TRIES = 3  # times that a worker is started again before the run ends with an error
+_REMEMBERED = 100_000  # captions that a worker keeps for pictures of the same bytes
 
 
 class RemoteModel(SimpleNamespace):
@@ -65,13 +72,13 @@ class RayEngine:
 
     Args:
         model: that each worker opens; see `vlm.assistant.load`.
-        workers: how many.
+        workers: how many; None for one a GPU of the cluster, and at least one.
         options: further keywords of `load`.
     """
 
     model: str | None
-    workers: int = 1
-    options: Mapping[str, Any] = None  # type: ignore[assignment]
+    workers: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -82,26 +89,43 @@ class RayEngine:
         sampling: Mapping[str, Any],
         find: Find | None = None,
     ) -> Generator[CaptionResult]:
-        """See `vlm.caption_pipeline.results`; copies are found within a worker.
+        """See `vlm.caption_pipeline.results`; copies are found within a worker only.
 
         Raises:
             MissingExtraError: Ray is not installed.
+            ConfigError: the cluster has fewer GPUs than workers, or none is to be had by number.
             GenerationError: a worker died again and again.
         """
         ray = _ray()
         with _cluster(ray):
-            device = (self.options or {}).get("device", "auto")
-            gpus = 1 if device in ("auto", "cuda") and ray.cluster_resources().get("GPU") else 0
-            remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=_TRIES)(_Worker)
-            actors = [
-                remote.remote(self.model, dict(self.options or {}), prompts, batch_size, sampling)
-                for _ in range(self.workers)
-            ]
+            actors = self._start(ray, (prompts, batch_size, sampling))
             try:
                 yield from _in_order(ray, actors, items, batch_size)
             finally:
                 for actor in actors:
                     ray.kill(actor)
+
+    def _start(self, ray: Any, job: tuple[Any, ...]) -> list[Any]:
+        """The workers, with an equal share of the processors each where there is one machine."""
+        device = str(self.options.get("device", "auto"))
+        if device.startswith("cuda:"):
+            raise ConfigError(f"device {device}: Ray gives each worker a GPU of its own; use cuda")
+        have = ray.cluster_resources()
+        gpus = int(have.get("GPU", 0)) if device in ("auto", "cuda") else 0
+        number = self.workers or max(1, gpus)
+        if 0 < gpus < number:
+            raise ConfigError(f"{number} workers need a GPU each, and Ray has {gpus}; use fewer")
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        share = int(have.get("CPU", 0)) // number
+        actor = ray.remote(
+            num_cpus=share if nodes == 1 else min(share, 1),  # 0 waits for nothing
+            num_gpus=min(gpus, 1),
+            max_restarts=_TRIES,
+            max_concurrency=_TOGETHER,
+        )(_Worker)
+        here = self.model is not None and os.path.isdir(self.model)
+        model = os.path.abspath(str(self.model)) if here else self.model
+        return [actor.remote(model, dict(self.options), *job) for _ in range(number)]
 
 
 def _in_order(
@@ -109,32 +133,32 @@ def _in_order(
 ) -> Iterator[CaptionResult]:
     """Results of all items in their order; a few chunks are on their way at a time."""
     source = iter(items)
-    chunks = iter(lambda: list(islice(source, size)), [])
+    chunks = enumerate(iter(lambda: list(islice(source, size)), []))
     pending: deque[Any] = deque()
-    number = 0
-    while True:
-        while len(pending) < (1 + _AHEAD) * len(actors):
-            chunk = next(chunks, None)
-            if chunk is None:
-                break
-            method = actors[number % len(actors)].caption.options(max_task_retries=-1)
-            pending.append(method.remote(chunk))
-            number += 1
-        if not pending:
-            return
-        try:
-            yield from ray.get(pending.popleft())
-        except ray.exceptions.RayActorError as error:
-            raise GenerationError(
-                f"a Ray worker died {_TRIES + 1} times ({' '.join(str(error).split())[:200]}); "
-                "run the same command again, with fewer workers or a smaller batch"
-            ) from error
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error
+    try:
+        while True:
+            room = (_TOGETHER + _AHEAD) * len(actors) - len(pending)
+            for number, chunk in islice(chunks, room):
+                method = actors[number % len(actors)].caption.options(max_task_retries=-1)
+                pending.append(method.remote(chunk))
+            if not pending:
+                return
+            yield from ray.get(pending[0])
+            pending.popleft()
+    except ray.exceptions.RayActorError as error:
+        raise GenerationError(
+            f"a Ray worker died {_TRIES + 1} times ({' '.join(str(error).split())[:200]}); "
+            "run the same command again, with fewer workers or a smaller batch"
+        ) from error
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    finally:
+        for each in pending:  # else Ray would try them again, and say so
+            ray.cancel(each)
 
 
 class _Worker:
-    """Holds the model; lives in a process of Ray's."""
+    """Holds the model; lives in a process of Ray's, whose threads call `caption`."""
 
     def __init__(
         self,
@@ -144,29 +168,38 @@ class _Worker:
         batch_size: int,
         sampling: Mapping[str, Any],
     ) -> None:
-        from vlm.assistant import load
-
-        self._assistant = load(model, **options)
+        self._open = model, options
         self._prompts, self._batch_size, self._sampling = prompts, batch_size, sampling
+        self._assistant: Assistant | None = None
+        self._known: OrderedDict[bytes, CaptionResult] = OrderedDict()
+        self._lock = threading.Lock()
 
     def caption(self, items: list[Item]) -> list[CaptionResult]:
-        """Results of a chunk, in its order; pictures of the same bytes are captioned once."""
-        known: dict[bytes, CaptionResult] = {}
-        made = results(
-            self._assistant, items, self._prompts, self._batch_size, self._sampling, known.get
-        )
-        return list(made)
+        """Results of a chunk, in its order; pictures of the same bytes are captioned once.
 
-    def process(self) -> int:
-        """The worker's process id."""
-        return os.getpid()
+        Raises:
+            VlmError: as `vlm.assistant.load` and `vlm.caption_pipeline.results`. Opened here
+                and not as the worker starts, where any error would be a worker's death.
+        """
+        with self._lock:
+            if self._assistant is None:
+                from vlm.assistant import load
 
+                model, options = self._open
+                self._assistant = load(model, **options)
+        job = self._prompts, self._batch_size, self._sampling, self._known.get
+        made = list(results(self._assistant, items, *job))
+        with self._lock:
+            self._remember(made)
+        return made
 
-def count_gpus() -> int:
-    """How many GPUs this machine has; at least 1."""
-    import torch
-
-    return max(1, torch.cuda.device_count())
+    def _remember(self, made: list[CaptionResult]) -> None:
+        for each in made:
+            if each.caption is not None and each.sha256 is not None:
+                same = self._prompts.same(each.sha256, each.questions or {})
+                self._known.setdefault(same, each)
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
 
 
 def _ray() -> Any:
@@ -186,16 +219,35 @@ def _cluster(ray: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    here = str(Path(__file__).resolve().parents[1])  # workers start in a folder of Ray's
+    here = str(Path(__file__).resolve().parents[1])  # also where vlm runs from a checkout
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS"),
-        include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
-        logging_level="ERROR",
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        with _own_sigterm():
+            ray.init(
+                address=address or "local",  # which asks for a token of its user alone
+                include_dashboard=None if address else False,
+                logging_level="ERROR",
+                log_to_driver=False,
+                runtime_env={"env_vars": {"PYTHONPATH": path}},
+            )
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise ConfigError(
+            f"Ray does not start ({' '.join(str(error).split())[:200]}); set RAY_ADDRESS to a "
+            "cluster that runs, or unset it for this machine"
+        ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray sets a handler of its own, which would end a run with another exit code."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)

@@ -34,6 +34,10 @@ class ImageError(VlmError, ValueError):
         super().__init__(message)
         self.code = code
 
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+        """For other processes; Python's own way would leave the code out and fail there."""
+        return type(self), (str(self), self.code)
+
 
 class MessageError(VlmError, ValueError):
     """A conversation that breaks the rules of `vlm.messages`."""

@@ -39,7 +39,8 @@ def read_header(
 
     Raises:
         ImageError: as `load_image`, as far as no pixel must be decoded: JPEG, PNG and WebP
-            files that lack their end are ``truncated`` here already.
+            files that lack their end are ``truncated`` here already, a PNG even
+            if only the mark behind its pixels is gone.
     """
     image, _, found = open_encoded(data, name, limits)
     if found in _ENDS and _ENDS[found] not in data[-_TAIL:]:

@@ -79,7 +79,7 @@ def parse_messages(raw: Sequence[Message | Mapping[str, Any]]) -> list[Message]:
     messages = [_as_message(entry, f"message {i + 1}") for i, entry in enumerate(raw)]
     check_order(messages)
     for i, message in enumerate(messages):
-        _check_content(message, f"message {i + 1}")
+        check_content(message, f"message {i + 1}")
     return messages
 
 
@@ -153,7 +153,8 @@ def nearest(key: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 
 
-def _check_content(message: Message, where: str) -> None:
+def check_content(message: Message, where: str) -> None:
+    """Raise MessageError unless a message has text, all of it Unicode, and pictures of a user."""
     for part in message.content:
         if isinstance(part, TextPart):
             _check_text(part.text, where)

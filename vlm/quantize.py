@@ -57,6 +57,17 @@ def read_quantized(model: VisionLanguageModel, folder: Path, bits: Bits) -> None
     read_model(model, folder, read)
 
 
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let 4-bit layers multiply in another type than the one their folder was stored in.
+
+    A run's own: float16, as many folders are, has too small a range for training.
+    """
+    kind = _bitsandbytes().nn.Linear4bit
+    for module in model.modules():
+        if isinstance(module, kind):
+            module.compute_dtype = dtype
+
+
 def is_quantized(model: nn.Module) -> bool:
     """Whether some layers hold quantised weights."""
     return any(getattr(p, "quant_type", None) or hasattr(p, "SCB") for p in model.parameters())

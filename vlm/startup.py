@@ -32,5 +32,6 @@ def skip_final_gc() -> None:
 
 
 def quiet_bitsandbytes() -> None:
-    """Silence its advice, given at every import, to fetch a kernel from a hub."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    """Silence its advice to fetch a kernel, at every import, and a line for every 8-bit product."""
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).setLevel(logging.ERROR)

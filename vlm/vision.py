@@ -159,6 +159,25 @@ def encode_pixels(
     return torch.cat([states[depth][:, drop:] for depth in depths], dim=-1)
 
 
+def idle_parameters(tower: nn.Module, config: LlavaConfig) -> list[nn.Parameter]:
+    """Parameters that `encode_pixels` never reads: layers above the chosen ones, pooling.
+
+    They get no gradient, and data-parallel training would wait for it.
+    """
+    path = tower_kind(config.vision_config).layers
+    reached = max(feature_layers(config))
+    idle = []
+    for name, parameter in tower.named_parameters():
+        is_layer = name.startswith(f"{path}.")
+        if is_layer:
+            used = int(name.removeprefix(f"{path}.").partition(".")[0]) < reached
+        else:  # DINOv2's mask token is for its own pretraining
+            used = name.startswith(("embeddings.", "pre_layrnorm.")) and "mask_token" not in name
+        if not used:
+            idle.append(parameter)
+    return idle
+
+
 def resize_tower(tower: PreTrainedModel, image_size: int) -> None:
     """Make a tower take pictures of another size, in place.
 

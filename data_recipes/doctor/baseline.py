@@ -12,6 +12,7 @@ from vlm.messages import Record
 
 _WORDS_OF_A_FORM = 3
 _LONGEST_ANSWER = 60  # characters; a longer one is free text and has no commonest answer
+_LOOKED_AT, _LONGEST_WORD = 200, 24  # characters
 _MAX_PAIRS = 500_000
 _WORD = re.compile(r"[^\W\d_]+|\d+")
 
@@ -77,5 +78,7 @@ def form(question: str) -> str:
     >>> form("What color is the 2nd bus?")
     'what color is'
     """
-    words = _WORD.findall(question.lower())[:_WORDS_OF_A_FORM]
-    return " ".join("#" if word.isdigit() else word for word in words) or "(no words)"
+    words = _WORD.findall(question[:_LOOKED_AT].lower())[:_WORDS_OF_A_FORM]
+    return (
+        " ".join("#" if word.isdigit() else word[:_LONGEST_WORD] for word in words) or "(no words)"
+    )

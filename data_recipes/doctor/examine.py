@@ -94,7 +94,7 @@ class Examination:
                     continue
                 tasks[key] = (source, name_of(source, record.id, i), self._wants_pixels())
         new = dict(zip(tasks, run(lambda task: look(*task), tasks.values()), strict=True))
-        looks: dict[Any, Look] = {**self._looks, **new} if keys else {}
+        looks: dict[Any, Look] = {**self._looks, **new}
         found = [[looks[key] for key in row] for row in keys]
         self._looks.update((key, each) for key, each in new.items() if isinstance(key, str))
         while len(self._looks) > _KEPT_LOOKS:
@@ -116,15 +116,15 @@ class Examination:
         number = self.summary.num_records
         self.summary.num_records += 1
         self.summary.turns[sum(message.role == "user" for message in record.messages)] += 1
-        found = [(code, reason, None) for code, reason in self._check(record)]
+        found = [(code, reason, 0) for code, reason in self._check(record)]
         if before := self._seen.first("records", _digest(record), record.id):
-            found.append(("duplicate_record", f"the same as record {before!r}", None))
+            found.append(("duplicate_record", f"the same as record {before!r}", 0))
         else:
             self._baseline.add(record)
         for i, each in enumerate(looks):
-            found += [(code, reason, i) for code, reason in self._picture(each)]  # type: ignore[misc]
-        for code, reason, i in found:
-            self._tell(Finding(code, reason, record.id, number), record, i or 0)
+            found += [(code, reason, i) for code, reason in self._picture(each)]
+        for code, reason, index in found:
+            self._tell(Finding(code, reason, record.id, number), record, index)
         self.summary.num_faulty += any(KINDS[code].is_fault for code, _, _ in found)
 
     def _picture(self, seen: Look) -> Iterator[tuple[str, str]]:

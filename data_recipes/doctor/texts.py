@@ -7,7 +7,7 @@ from typing import Protocol
 
 from data_recipes.doctor.kinds import reading_kind
 from vlm.errors import MessageError
-from vlm.messages import Message, Record, parse_messages
+from vlm.messages import ImagePart, Message, Record, check_content, check_order
 
 
 class TokenCounter(Protocol):
@@ -55,7 +55,11 @@ class TextCheck:
 
     def __init__(self, processor: TokenCounter | None, special_tokens: Sequence[str] = ()) -> None:
         self._processor = processor
-        tokens = sorted({*KNOWN_TOKENS, *filter(str.strip, special_tokens)}, key=len, reverse=True)
+        tokens = sorted(
+            {*KNOWN_TOKENS, *(token for token in special_tokens if len(token.strip()) > 1)},
+            key=len,
+            reverse=True,
+        )
         self._tokens = re.compile("|".join(map(re.escape, tokens)))
         self.num_tokens: Counter[int] = Counter()
         self.num_characters: Counter[int] = Counter()
@@ -63,16 +67,18 @@ class TextCheck:
 
     def __call__(self, record: Record) -> Iterator[tuple[str, str]]:
         """Code and reason of each fault in the turns."""
+        text, places = "\n".join(message.text for message in record.messages), 0
         try:
             if record.messages:
-                parse_messages(record.messages)
+                check_order(record.messages)
+            for message in record.messages:
+                check_content(message, message.role)
+                places += sum(isinstance(part, ImagePart) for part in message.content)
         except MessageError as error:
             yield reading_kind("malformed", str(error)), str(error)
             return
-        places = sum(len(message.images) for message in record.messages)
         if record.messages and places != len(record.images):
             yield "image_mismatch", f"{len(record.images)} pictures for {places} image places"
-        text = "\n".join(message.text for message in record.messages)
         self.num_characters[len(text).bit_length()] += 1
         self.scripts[script(text)] += 1
         if found := self._tokens.search(text):
@@ -97,15 +103,9 @@ class TextCheck:
             yield "no_supervised", f"none of its {len(ids)} tokens is in the loss"
         each, limit = self._processor.num_visual_tokens, self._processor.context_length
         if len(ids) > limit:
-            yield (
-                "too_long",
-                (
-                    f"{num_images} pictures x {each} visual tokens + {len(ids) - num_images * each} "
-                    f"text tokens = {len(ids)} positions, {len(ids) - limit} more than {limit}"
-                ),
-            )
-        elif not any(mask[:limit]):
-            yield "no_supervised", "no supervised token is within the context"
+            num_text = len(ids) - num_images * each
+            reason = f"{num_images} pictures x {each} visual tokens + {num_text} text tokens"
+            yield "too_long", f"{reason} = {len(ids)} positions, but the model has {limit}"
 
 
 def script(text: str) -> str:

@@ -70,6 +70,7 @@ def test_a_dry_run_tells_all_and_does_nothing(
     assert "learning_rate: 0.5" in told.out and "gradient_accumulation: 1" in told.out
     assert "records.jsonl: 4 records; the first 4 have 4 pictures" in told.out
     assert "FROZEN" in told.out and "TRAINABLE" in told.out
+    assert "a card needs" in told.out and "activations" in told.out
     run("train", recipes[0])
     told = run("train", recipes[1], "--dry-run")
     assert "LORA" in told.out and not (tmp_path / "instruct").exists()

@@ -1,0 +1,35 @@
+"""The recipes by name; each is a file of this package, imported when it is asked for."""
+
+import difflib
+import importlib
+from typing import cast
+
+from data_recipes.recipe import Recipe
+from vlm.errors import ConfigError
+
+RECIPES = {
+    "llava-pretrain": "llava_pretrain",
+    "llava-mix665k": "llava_mix665k",
+    "llava-instruct-150k": "llava_instruct",
+    "coco-captions": "coco_captions",
+    "vqav2": "vqav2",
+    "gqa": "gqa",
+    "okvqa": "okvqa",
+    "ocr-vqa": "ocr_vqa",
+    "textvqa": "textvqa",
+    "textcaps": "textcaps",
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of a name.
+
+    Raises:
+        ConfigError: there is none; the message offers the nearest.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, [*RECIPES, "scenes"], 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"no data recipe {name!r}; {hint}`vlm data list` shows all")
+    module = importlib.import_module(f"data_recipes.recipes.{RECIPES[name]}")
+    return cast(Recipe, module.RECIPE)

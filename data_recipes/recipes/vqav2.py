@@ -1,0 +1,34 @@
+"""VQAv2 (training): short answers about COCO pictures."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_recipes.recipe import SHORT, Pictures, Recipe, Source, dialogue, load
+from vlm.messages import Record
+
+_HOST = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/"
+_QUESTIONS = "v2_Questions_Train_mscoco.zip"
+_ANSWERS = "v2_Annotations_Train_mscoco.zip"
+_COCO = Source("train2014.zip", "http://images.cocodataset.org/zips/train2014.zip")
+
+
+def records(folder: Path) -> Iterator[Record]:
+    """The questions in the file's order, each with its most common answer."""
+    raw = load(folder, _ANSWERS, "v2_mscoco_train2014_annotations.json")
+    answers = {e["question_id"]: e["multiple_choice_answer"] for e in raw["annotations"]}
+    asked = load(folder, _QUESTIONS, "v2_OpenEnded_mscoco_train2014_questions.json")
+    for entry in asked["questions"]:
+        image = f"COCO_train2014_{entry['image_id']:012d}.jpg"
+        turns = [(entry["question"] + SHORT, answers[entry["question_id"]])]
+        yield dialogue(str(entry["question_id"]), image, turns, "vqav2")
+
+
+RECIPE = Recipe(
+    about="444K questions about COCO pictures",
+    license="CC BY 4.0 (annotations); Flickr terms (pictures)",
+    size="unknown",
+    count=443_757,
+    sources=(Source(_QUESTIONS, _HOST + _QUESTIONS), Source(_ANSWERS, _HOST + _ANSWERS)),
+    pictures=(Pictures("", _COCO, "train2014/"),),
+    records=records,
+)

@@ -1,0 +1,31 @@
+"""Options that several commands share."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from vlm.assistant import Assistant
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="A LLaVA folder or a hub id; the built-in model by default."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")]
+Quantize = Annotated[
+    Literal["4bit", "8bit"] | None, typer.Option(help="Of the language model's linear layers.")
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+
+
+def open_model(
+    model: str | None, device: str, dtype: str, quantize: Literal["4bit", "8bit"] | None = None
+) -> "Assistant":
+    """The model of a command; imports torch."""
+    from vlm.assistant import load
+
+    return load(model, device=device, dtype=dtype, quantize=quantize)

@@ -1,0 +1,76 @@
+"""`vlm ask`, `vlm chat` and `vlm serve`: talking to a model."""
+
+from typing import Annotated
+
+import typer
+
+from serve.options import Device, Dtype, MaxNewTokens, Model, Quantize, Temperature, open_model
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the `vlm` command."""
+    for command in (ask, chat, serve):
+        app.command()(command)
+
+
+def ask(
+    image: Annotated[str, typer.Argument(help="Path of a picture.")],
+    question: str,
+    model: Model = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
+) -> None:
+    """Answer one question about one picture."""
+    from vlm.images import load_image
+    from vlm.messages import parse_messages, user
+
+    load_image(image)  # a wrong path is told now, and not after seconds of loading a model
+    parse_messages([user(question, image)])
+    assistant = open_model(model, device, dtype, quantize)
+    from serve.terminal import printable
+
+    for piece in assistant.stream(
+        [user(question, image)], max_new_tokens=max_new_tokens, temperature=temperature
+    ):
+        print(printable(piece), end="", flush=True)
+    print()
+
+
+def chat(
+    image: Annotated[str | None, typer.Argument(help="Path of a picture to start with.")] = None,
+    model: Model = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
+) -> None:
+    """Chat in the terminal."""
+    from serve.session import Sampling
+    from serve.terminal import TerminalChat
+    from vlm.images import load_image
+
+    if image is not None:
+        load_image(image)
+    assistant = open_model(model, device, dtype, quantize)
+    print(f"{assistant.name}: {assistant.about}")
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
+    TerminalChat(assistant, sampling, [image] if image is not None else []).run()
+
+
+def serve(
+    model: Model = None,
+    host: Annotated[str, typer.Option(help="0.0.0.0 opens the page to the network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
+) -> None:
+    """Chat in the browser."""
+    assistant = open_model(model, device, dtype, quantize)
+    from serve.app import launch
+
+    launch(assistant, host, port)

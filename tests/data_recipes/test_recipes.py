@@ -1,0 +1,257 @@
+"""Recipes on small files in each publisher's layout, and the downloader on loopback."""
+
+import hashlib
+import io
+import json
+import re
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from data_recipes.build import build
+from data_recipes.download import fetch
+from data_recipes.recipe import Source
+from data_recipes.recipes import RECIPES, recipe
+from vlm.errors import ConfigError, RecordError
+from vlm.messages import read_records
+
+SHORT = "\nAnswer the question using a single word or phrase."
+CAPTION = "Provide a one-sentence caption for the provided image."
+BODY = bytes(range(256)) * 40
+
+
+def zipped(**members: bytes) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return data.getvalue()
+
+
+def dump(raw: Any) -> bytes:
+    return json.dumps(raw).encode()
+
+
+LLAVA = {
+    "id": "7",
+    "image": "a.jpg",
+    "conversations": [
+        {"from": "human", "value": "What?\n<image>"},
+        {"from": "gpt", "value": "A cat."},
+        {"from": "human", "value": "Big?"},
+        {"from": "gpt", "value": "No."},
+    ],
+}
+TURNS = [("What?", "A cat."), ("Big?", "No.")]
+MIX = [
+    LLAVA | {"image": "vg/VG_100K_2/a.jpg"},
+    {
+        "id": "t",
+        "conversations": [{"from": "human", "value": "Hi <image>"}, LLAVA["conversations"][1]],
+    },
+]
+ASKED = dump({"questions": [{"question_id": 5, "image_id": 9, "question": "Hue?"}]})
+VOTES = [{"answer": "blue"}, {"answer": "red"}, {"answer": "red"}]
+ANNOTATED = {"question_id": 5, "image_id": 9, "answers": VOTES, "multiple_choice_answer": "red"}
+COCO14 = {"train2014.zip": zipped(**{"train2014/COCO_train2014_000000000009.jpg": b"P"})}
+COCO17 = {"train2017.zip": zipped(**{"train2017/a.jpg": b"P"})}
+TEXT = {"train_val_images.zip": zipped(**{"train_images/a.jpg": b"P"})}
+COCO_JSON = dump(
+    {
+        "images": [{"id": 3, "file_name": "a.jpg"}],
+        "annotations": [{"id": 4, "image_id": 3, "caption": "A cat. "}],
+    }
+)
+OCR = {
+    "a": {"split": 1, "questions": ["Hue?"], "answers": ["red"], "imageURL": ""},
+    "b": {"split": 3, "questions": ["Hue?"], "answers": ["blue"], "imageURL": ""},
+}
+CASES: dict[str, tuple[dict[str, bytes], list[tuple[str, list[tuple[str, str]]]]]] = {
+    "llava-pretrain": (
+        {"blip_laion_cc_sbu_558k.json": dump([LLAVA]), "images.zip": zipped(**{"a.jpg": b"P"})},
+        [("7", TURNS)],
+    ),
+    "llava-mix665k": (
+        {
+            "llava_v1_5_mix665k.json": dump(MIX),
+            "vg_images2.zip": zipped(**{"VG_100K_2/a.jpg": b"P"}),
+        },
+        [("7-0", TURNS), ("t-1", [("Hi <image>", "A cat.")])],
+    ),
+    "llava-instruct-150k": (
+        {"llava_instruct_150k.json": dump([LLAVA]), **COCO17},
+        [("7-0", TURNS)],
+    ),
+    "coco-captions": (
+        {
+            "annotations_trainval2017.zip": zipped(
+                **{"annotations/captions_train2017.json": COCO_JSON}
+            ),
+            **COCO17,
+        },
+        [("4", [(CAPTION, "A cat.")])],
+    ),
+    "vqav2": (
+        {
+            "v2_Questions_Train_mscoco.zip": zipped(
+                **{"v2_OpenEnded_mscoco_train2014_questions.json": ASKED}
+            ),
+            "v2_Annotations_Train_mscoco.zip": zipped(
+                **{"v2_mscoco_train2014_annotations.json": dump({"annotations": [ANNOTATED]})}
+            ),
+            **COCO14,
+        },
+        [("5", [("Hue?" + SHORT, "red")])],
+    ),
+    "okvqa": (
+        {
+            "OpenEnded_mscoco_train2014_questions.json.zip": zipped(
+                **{"OpenEnded_mscoco_train2014_questions.json": ASKED}
+            ),
+            "mscoco_train2014_annotations.json.zip": zipped(
+                **{"mscoco_train2014_annotations.json": dump({"annotations": [ANNOTATED]})}
+            ),
+            **COCO14,
+        },
+        [("5", [("Hue?" + SHORT, "red")])],
+    ),
+    "gqa": (
+        {
+            "questions1.2.zip": zipped(
+                **{
+                    "train_balanced_questions.json": dump(
+                        {"02": {"question": "Hue?", "answer": "red", "imageId": "a"}}
+                    )
+                }
+            ),
+            "gqa_images.zip": zipped(**{"images/a.jpg": b"P"}),
+        },
+        [("02", [("Hue?" + SHORT, "red")])],
+    ),
+    "ocr-vqa": (
+        {"dataset.json": dump(OCR), "ocr_vqa_images/a.jpg": b"P"},
+        [("a", [("Hue?" + SHORT, "red")])],
+    ),
+    "textvqa": (
+        {
+            "TextVQA_0.5.1_train.json": dump(
+                {"data": [{"question_id": 1, "image_id": "a", "question": "Hue?",
+                           "answers": ["blue", "red", "red"]}]}
+            ),
+            **TEXT,
+        },
+        [("1", [("Hue?" + SHORT, "red")])],
+    ),
+    "textcaps": (
+        {
+            "TextCaps_0.1_train.json": dump(
+                {"data": [{"caption_id": 1, "image_id": "a", "caption_str": "A sign."}]}
+            ),
+            **TEXT,
+        },
+        [("1", [(CAPTION, "A sign.")])],
+    ),
+}  # fmt: skip
+
+
+def lay(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_every_recipe_has_its_section() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    for name in RECIPES:
+        section = page.split(f"### {name}\n")[1].split("###")[0]
+        assert f"vlm data build {name} --out" in section
+        assert recipe(name).license in section
+        count = recipe(name).count
+        assert count is None or f"{count:,}" in section
+
+
+def test_every_recipe_has_a_case() -> None:
+    assert set(CASES) == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_publishers_files_become_records(name: str, tmp_path: Path) -> None:
+    files, expected = CASES[name]
+    path = build(name, tmp_path / "out", lay(tmp_path / "in", files))
+    found = list(read_records(path))
+    assert [
+        (r.id, [(a.text, b.text) for a, b in zip(r.messages[::2], r.messages[1::2], strict=True)])
+        for r in found
+    ] == expected
+    assert [Path(i).read_bytes() for r in found for i in r.images] == [b"P"]
+    assert found[0].source == name
+
+
+def test_missing_pictures_are_listed_and_the_rest_is_built(tmp_path: Path) -> None:
+    entries = [LLAVA, LLAVA | {"id": "8", "image": "gone.jpg"}]
+    files = CASES["llava-pretrain"][0] | {"blip_laion_cc_sbu_558k.json": dump(entries)}
+    path = build("llava-pretrain", tmp_path / "out", lay(tmp_path / "in", files))
+    assert [r.id for r in read_records(path)] == ["7"]
+    lost = json.loads((path.parent / "missing.jsonl").read_text())
+    assert lost == {"id": "8", "images": ["gone.jpg"]}
+    counts = json.loads((path.parent / "counts.json").read_text())
+    assert counts == {"written": 1, "missing": 1, "expected": 558128}
+
+
+def test_a_path_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    files = {"blip_laion_cc_sbu_558k.json": dump([LLAVA | {"image": "../a.jpg"}])}
+    with pytest.raises(RecordError, match="leaves the data folder"):
+        build("llava-pretrain", tmp_path / "out", lay(tmp_path / "in", files))
+    assert not (tmp_path / "out" / "records.jsonl").exists()
+
+
+def test_absent_files_are_named_with_their_url(tmp_path: Path) -> None:
+    url = recipe("gqa").sources[0].url
+    with pytest.raises(ConfigError, match=re.escape(f"questions1.2.zip <- {url}")):
+        build("gqa", tmp_path / "out", tmp_path)
+
+
+class Handler(BaseHTTPRequestHandler):
+    ranges: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.ranges.append(asked)
+        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(BODY) - start))
+        self.send_header("Content-Range", f"bytes {start}-{len(BODY) - 1}/{len(BODY)}")
+        self.end_headers()
+        self.wfile.write(BODY[start:])
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/a.bin"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_download_resumes_and_is_checked(url: str, tmp_path: Path) -> None:
+    (tmp_path / "a.bin.part").write_bytes(BODY[:1000])
+    fetch([Source("a.bin", url, hashlib.sha256(BODY).hexdigest())], tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+    assert (Handler.ranges[-1] or "").startswith("bytes=1000-")
+    with pytest.raises(RecordError, match="sha256"):
+        fetch([Source("a.bin", url, "0" * 64)], tmp_path)
+
+
+def test_no_network_names_the_file_and_the_option(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"b\.bin <- http://127\.0\.0\.1:9/b .*--from-dir"):
+        fetch([Source("b.bin", "http://127.0.0.1:9/b")], tmp_path)
