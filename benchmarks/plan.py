@@ -22,7 +22,7 @@ from train.attention import Tree, packed_rows
 from train.plan_memory import Load, memory_of
 from train.settings import RunConfig
 from train.stages import STAGES, apply_stage
-from train.summary import meta_model
+from train.outline import meta_model
 from train.trial import enable_packing
 from vlm.model import VisionLanguageModel
 
@@ -75,7 +75,7 @@ def measure(scale: str, case: str) -> None:
     rows = ROWS * TOKENS
     labels = torch.full((1, rows), -100)
     labels.view(ROWS, TOKENS)[:, -LEARNT:] = 7
-    trees = [Tree(i * TOKENS, (i + 1) * TOKENS) for i in range(ROWS)]
+    trees = [Tree(i * TOKENS, TOKENS) for i in range(ROWS)]
     places = torch.arange(TOKENS).repeat(ROWS)[None]
     for _ in range(2):
         width = found.text_config.hidden_size

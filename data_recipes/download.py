@@ -1,9 +1,11 @@
 """Fetch a publisher's files, or find them in a folder."""
 
+import errno
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from huggingface_hub.errors import HTTPError
 from huggingface_hub.file_download import http_get
 
 from data_recipes.recipe import Source
@@ -63,7 +65,11 @@ def _download(source: Source, path: Path) -> str | None:
     try:
         with part.open("ab") as file:
             http_get(source.url, file, resume_size=file.tell())
-    except Exception as error:  # the library raises errors of several http clients
-        return type(error).__name__
+    except HTTPError as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise RecordError(f"{part}: the disk is full; make room and run it again") from error
+        return " ".join(str(error).split())
     part.replace(path)
     return None

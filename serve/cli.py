@@ -197,6 +197,12 @@ def data_build(
 ) -> None:
     """Make data: pictures, and records.jsonl beside them; --num to --close-up are for scenes."""
     if recipe not in DATA_RECIPES:
+        drawn = (num, seed, task, split, max_objects, turns, close_up)
+        if drawn != (1000, 0, "instruct", "train", 4, 6, False):
+            raise ConfigError(
+                f"{recipe}: --num, --seed, --task, --split, --max-objects, --turns and --close-up "
+                "are for scenes; leave them out, or use --limit"
+            )
         from data_recipes.build import build as build_public
 
         print(build_public(recipe, out, from_dir, limit))

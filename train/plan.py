@@ -13,7 +13,7 @@ from train.config import load_config
 from train.dataset import RecordDataset
 from train.plan_memory import Load, load_of, memory_of
 from train.settings import RunConfig
-from train.summary import llava_config, meta_model
+from train.outline import llava_config, meta_model
 from vlm.errors import ConfigError
 from vlm.model import VisionLanguageModel
 from vlm.vision import num_patches
@@ -65,7 +65,7 @@ def plan(
 
     Args:
         config: of the run.
-        model: on the meta device, its stage applied; see `train.summary.meta_model`.
+        model: on the meta device, its stage applied; see `train.outline.meta_model`.
         load: of a mean record.
         records: of an epoch.
         gpus: cards.
@@ -103,9 +103,10 @@ def plan(
 
 def parameters_of(model: nn.Module) -> dict[str, int]:
     """Numbers by part, and ``trained`` of all."""
-    found = {
-        name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
-    }
+    found = {name: 0 for name, _ in model.named_children()}
+    for name, parameter in model.named_parameters():
+        part = "adapter" if ".lora_" in name else name.partition(".")[0]
+        found[part] = found.get(part, 0) + parameter.numel()
     return {**found, "trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}
 
 
