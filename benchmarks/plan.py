@@ -22,7 +22,7 @@ from train.attention import Tree, packed_rows
 from train.plan_memory import Load, memory_of
 from train.settings import RunConfig
 from train.stages import STAGES, apply_stage
-from train.outline import meta_model
+from train.summary import meta_model
 from train.trial import enable_packing
 from vlm.model import VisionLanguageModel
 

@@ -13,7 +13,7 @@ from train.config import load_config
 from train.dataset import RecordDataset
 from train.plan_memory import Load, load_of, memory_of
 from train.settings import RunConfig
-from train.outline import llava_config, meta_model
+from train.summary import llava_config, meta_model
 from vlm.errors import ConfigError
 from vlm.model import VisionLanguageModel
 from vlm.vision import num_patches

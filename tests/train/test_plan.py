@@ -13,7 +13,7 @@ from train.plan import plan, plan_recipe
 from train.plan_memory import Load, activation_bytes, memory_of
 from train.settings import RunConfig
 from train.stages import STAGES, apply_stage
-from train.outline import meta_model
+from train.summary import meta_model
 from train.trial import enable_packing
 from vlm.errors import ConfigError
 from vlm.model import VisionLanguageModel
