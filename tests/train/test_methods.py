@@ -172,7 +172,7 @@ def test_neftune_changes_training_without_packing(train: Callable[..., Path]) ->
 
 
 def test_liger_without_a_gpu_is_told(train: Callable[..., Path]) -> None:
-    with pytest.raises(ConfigError, match=r"liger=true needs a CUDA GPU .*set liger=false"):
+    with pytest.raises(ConfigError, match=r"liger=true needs a CUDA GPU, .*set liger=false"):
         train(liger=True)
 
 
