@@ -55,7 +55,8 @@ def _write(
     written = missing = 0
     with part.open("w", encoding="utf-8") as file, (out / "missing.jsonl").open("w") as lost:
         for record in islice(chosen.records(folder), limit):
-            absent = [image for image in record.images if not finder.place(image)]
+            images = [image for image in record.images if isinstance(image, str)]
+            absent = [image for image in images if not finder.place(image)]
             if absent:
                 missing += 1
                 lost.write(json.dumps({"id": record.id, "images": absent}) + "\n")
@@ -82,7 +83,7 @@ def as_line(record: Record, license: str) -> str:
         messages.append({"role": message.role, "content": message.text if plain else parts})
     raw = {
         "id": record.id,
-        "images": [f"images/{image}" for image in record.images],
+        "images": [f"images/{image}" for image in record.images if isinstance(image, str)],
         "messages": messages,
         "source": record.source,
         "license": license,

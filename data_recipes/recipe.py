@@ -2,7 +2,8 @@
 
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,21 @@ def dialogue(id: str, image: str, turns: Iterable[tuple[str, str]], source: str)
         first = (image,) if not messages else ()
         messages += [user(question, *first), assistant(answer)]
     return Record(id, (image,), tuple(messages), source)
+
+
+def vqa(
+    questions: Iterable[dict[str, Any]], answers: Mapping[Any, str], source: str
+) -> Iterator[Record]:
+    """Records of questions about COCO's train2014, in their order, by VQA's keys."""
+    for entry in questions:
+        image = f"COCO_train2014_{entry['image_id']:012d}.jpg"
+        turns = [(entry["question"] + SHORT, answers[entry["question_id"]])]
+        yield dialogue(str(entry["question_id"]), image, turns, source)
+
+
+def commonest(answers: Iterable[str]) -> str:
+    """The answer that most people gave."""
+    return Counter(answers).most_common(1)[0][0]
 
 
 def from_llava(entry: dict[str, Any], id: str, source: str, prefix: str = "") -> Record:

@@ -8,20 +8,15 @@ error of the project becomes a line on standard error and exit code 2.
 import importlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from serve import caption_command, doctor_command, folders, plan_command, talk_command
+from serve import caption_command, data_command, folders, plan_command, talk_command
 from serve.options import BatchSize, Device, Dtype, Model, Quantize, Seed, open_model
 from vlm import __version__
 from vlm.errors import ConfigError, VlmError
 from vlm.startup import skip_final_gc
-
-if TYPE_CHECKING:
-    pass
-
-DATA_RECIPES = {"scenes": "drawn emoji and shapes on a grid: captions, questions and answers"}
 
 app = typer.Typer(
     help="Compose, train, chat with and caption by vision-language assistants.",
@@ -137,17 +132,26 @@ def train(
 
         from train.summary import summarize
 
-        for config in configs:
-            summarize(config, Console())
+        _refuse(summarize(configs, Console()))
         return
+    from train.preflight import problems_of
     from train.run import Interrupted, run
 
+    _refuse(problems_of(configs))
     try:
         for recipe, overrides in jobs:
             print(run(recipe, overrides, resume=resume))
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         raise typer.Exit(stopped.exit_code) from None
+
+
+def _refuse(problems: list[str]) -> None:
+    """End with code 2 and a line for each problem, if there are any."""
+    for problem in problems:
+        print("error:", " ".join(problem.split()), file=sys.stderr)
+    if problems:
+        raise typer.Exit(2)
 
 
 def split_jobs(arguments: list[str]) -> list[tuple[str, list[str]]]:
@@ -163,65 +167,4 @@ def split_jobs(arguments: list[str]) -> list[tuple[str, list[str]]]:
 
 folders.register(app)
 plan_command.register(app, lambda: importlib.import_module("train.plan"))
-
-
-doctor_command.register(data_app, lambda: importlib.import_module("data_recipes.doctor"))
-
-
-@data_app.command("list")
-def data_list() -> None:
-    """List the data recipes."""
-    for name, about in DATA_RECIPES.items():
-        print(f"{name}: {about}")
-    from data_recipes.recipes import RECIPES, recipe
-
-    for name in RECIPES:
-        found = recipe(name)
-        count = f"{found.count:,} records" if found.count else "count unknown"
-        print(f"{name}: {found.about} ({count}; {found.license})")
-
-
-@data_app.command("build")
-def data_build(
-    recipe: Annotated[str, typer.Argument(help="See `vlm data list`.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    num: Annotated[int, typer.Option(help="Number of pictures.")] = 1000,
-    seed: Seed = 0,
-    task: Annotated[str, typer.Option(help="What is said: instruct, align, ...")] = "instruct",
-    split: Annotated[Literal["train", "test", "heldout"], typer.Option()] = "train",
-    max_objects: Annotated[int, typer.Option(help="Most objects in a scene.")] = 4,
-    turns: Annotated[int, typer.Option(help="Questions in a dialogue.")] = 6,
-    close_up: Annotated[bool, typer.Option(help="One object, cut out at half the side.")] = False,
-    from_dir: Annotated[Path | None, typer.Option(help="Has the publisher's files.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Most records of a public set.")] = None,
-) -> None:
-    """Make data: pictures, and records.jsonl beside them; --num to --close-up are for scenes."""
-    if recipe not in DATA_RECIPES:
-        drawn = (num, seed, task, split, max_objects, turns, close_up)
-        if drawn != (1000, 0, "instruct", "train", 4, 6, False):
-            raise ConfigError(
-                f"{recipe}: --num, --seed, --task, --split, --max-objects, --turns and --close-up "
-                "are for scenes; leave them out, or use --limit"
-            )
-        from data_recipes.build import build as build_public
-
-        print(build_public(recipe, out, from_dir, limit))
-        return
-    if from_dir is not None or limit is not None:
-        raise ConfigError("scenes are drawn: --from-dir and --limit do not apply; use --num")
-    from data_recipes.scenes import build
-    from serve.progress import counting
-
-    with counting("drawing", num) as step:
-        records = build(
-            num,
-            seed,
-            out,
-            task=task,
-            turns=turns,
-            max_objects=max_objects,
-            close_up=close_up,
-            split=split,
-            progress=step,
-        )
-    print(records)
+data_command.register(data_app, lambda name: importlib.import_module(f"data_recipes.{name}"))

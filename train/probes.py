@@ -126,7 +126,7 @@ class Probes:
         with evaluating(self._job.model), torch.no_grad():
             for record in self._records:
                 other = tuple(self._other[image] for image in record.images)
-                plain = cast(tuple[str, ...], (blank,) * len(record.images))
+                plain = cast(tuple[str | bytes, ...], (blank,) * len(record.images))
                 shown = (record.images, plain, other)
                 found = [self._cost(replace(record, images=images)) for images in shown]
                 costs.append(tuple(cost for cost, _ in found))

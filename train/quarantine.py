@@ -19,6 +19,7 @@ from vlm.images import load_image
 from vlm.ledger_rows import encode_row
 from vlm.messages import Record
 from vlm.padding import IGNORE_INDEX
+from vlm.record_files import picture_name
 
 FILE = "quarantine.jsonl"
 TOLD = "told"  # the key of a batch's `Told`
@@ -89,7 +90,7 @@ class Quarantine:
                 try:
                     load_image(file)
                 except ImageError as found:
-                    return BadRecord(record.id, file, found.code, str(found))
+                    return BadRecord(record.id, picture_name(file), found.code, str(found))
             raise
         return None
 

@@ -18,7 +18,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from train.dataset import RecordDataset
-from vlm.errors import RecordError
+from vlm.errors import RecordError, VlmError
 from vlm.messages import ImagePart, Message, Record
 from vlm.processor import Processor
 
@@ -158,6 +158,8 @@ class _Looks(Dataset[tuple[list[Sample], str, str]]):
             length = self._length(record)
         except RecordError as error:
             return [], "", str(error)
+        except VlmError as error:  # of the template, which does not know the record
+            return [], "", f"record {record.id}: {error}"
         picture = _number(record.images[0]) if record.images else 0
         turns = sum(message.role == "assistant" for message in record.messages)
         most = self._limits.max_length
@@ -202,8 +204,9 @@ class _Looks(Dataset[tuple[list[Sample], str, str]]):
             first = max(last, first + 1)
 
 
-def _number(path: str) -> int:
-    digest = hashlib.blake2b(path.encode("utf-8", "surrogatepass"), digest_size=7).digest()
+def _number(source: str | bytes) -> int:
+    name = source if isinstance(source, bytes) else source.encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(name, digest_size=7).digest()
     return int.from_bytes(digest, "big") + 1
 
 

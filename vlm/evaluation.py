@@ -15,6 +15,7 @@ from PIL import Image
 from vlm.errors import ConfigError, RecordError
 from vlm.images import ImageSource
 from vlm.messages import Record
+from vlm.record_files import picture_name
 from vlm.scoring import Question, Report, score
 
 BLANK_SIZE = (224, 224)
@@ -103,7 +104,7 @@ def questions_of(record: Record) -> Iterator[Question]:
         yield Question(record.id, record.images[0], *texts)
 
 
-def derange(pictures: Iterable[str], seed: int) -> dict[str, str]:
+def derange(pictures: Iterable[str | bytes], seed: int) -> dict[str | bytes, str | bytes]:
     """Give every distinct picture another one, each being given once.
 
     One cycle through all pictures in random order (Sattolo 1986, Information Processing
@@ -112,7 +113,7 @@ def derange(pictures: Iterable[str], seed: int) -> dict[str, str]:
     Raises:
         ConfigError: there are fewer than two.
     """
-    distinct = sorted(set(pictures))
+    distinct = sorted(set(pictures), key=picture_name)
     if len(distinct) < 2:
         raise ConfigError("shuffling needs records with at least two different pictures")
     cycle = distinct.copy()

@@ -178,13 +178,15 @@ def _check_text(text: str, where: str) -> None:
 
 @dataclass(frozen=True)
 class Record:
-    """One training or evaluation example; `images` are absolute paths.
+    """One training or evaluation example.
+
+    `images` are absolute paths, or encoded bytes of pictures that came inside a table.
 
     The messages may be absent (a picture alone) and the pictures too (text alone).
     """
 
     id: str
-    images: tuple[str, ...] = ()
+    images: tuple[str | bytes, ...] = ()
     messages: tuple[Message, ...] = ()
     source: str | None = None
     license: str | None = None
@@ -218,13 +220,27 @@ def parse_record(line: str, folder: Path, where: str) -> Record:
         raw = json.loads(line)
     except ValueError as error:
         raise RecordError(f"{where}: not JSON ({error})") from error
+    return build_record(raw, folder, where)
+
+
+def build_record(raw: Any, folder: Path | None, where: str) -> Record:
+    """A decoded object to a record; a picture is a path relative to `folder`, or bytes.
+
+    Without a folder the paths are absolute and free of links already.
+
+    Raises:
+        RecordError: beginning with `where`.
+    """
     if not isinstance(raw, dict):
         raise RecordError(f"{where}: a record must be a JSON object, not {type(raw).__name__}")
     for key in raw:
         if key not in RECORD_KEYS:
             raise RecordError(f"{where}: unknown key {key!r}{nearest(key, RECORD_KEYS)}")
     _check_fields(raw, where)
-    images = tuple(str((folder / image).resolve()) for image in raw.get("images", []))
+    images = tuple(
+        image if isinstance(image, bytes) or folder is None else str((folder / image).resolve())
+        for image in raw.get("images", [])
+    )
     try:
         messages = parse_messages(_bind(raw["messages"], images)) if raw.get("messages") else []
     except MessageError as error:
@@ -243,7 +259,7 @@ def _check_fields(raw: Mapping[str, Any], where: str) -> None:
     if not isinstance(raw.get("id"), str) or not raw["id"]:
         raise RecordError(f"{where}: 'id' must be a non-empty string")
     images = raw.get("images", [])
-    if not isinstance(images, list) or not all(isinstance(i, str) and i for i in images):
+    if not isinstance(images, list) or not all(isinstance(i, str | bytes) and i for i in images):
         raise RecordError(f"{where}: 'images' must be a list of paths")
     if not isinstance(raw.get("messages", []), list):
         raise RecordError(f"{where}: 'messages' must be a list")
@@ -254,7 +270,7 @@ def _check_fields(raw: Mapping[str, Any], where: str) -> None:
         raise RecordError(f"{where}: 'meta' must be an object")
 
 
-def _bind(messages: list[Any], images: Sequence[str]) -> list[Any]:
+def _bind(messages: list[Any], images: Sequence[str | bytes]) -> list[Any]:
     """Give each ``{"type": "image"}`` part its path; counts must agree."""
     waiting = list(images)
     bound: list[Any] = []

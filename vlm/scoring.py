@@ -25,14 +25,14 @@ class Question:
 
     Args:
         record: id of the record that it is from.
-        image: path of the record's picture.
+        image: path or bytes of the record's picture.
         text: the question.
         answer: the reference.
         kind: the group that it is counted in.
     """
 
     record: str
-    image: str
+    image: str | bytes
     text: str
     answer: str
     kind: str

@@ -70,6 +70,8 @@ def _record(line: str, folder: Path, where: str, roots: list[str]) -> Record | L
     except (ValueError, OSError, RuntimeError) as error:  # a NUL in a path, a link to itself
         return LineFault(where, "unreadable", f"a picture's path leads nowhere: {error}")
     for image in record.images:
+        if isinstance(image, bytes):
+            continue
         inside = next((root for root in roots if image.startswith(f"{root}/")), None)
         if inside is None:
             reason = f"{record.id!r}: {image} lies outside of the data's folder"

@@ -1,10 +1,9 @@
 """OK-VQA (training): questions that need outside knowledge."""
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_recipes.recipe import SHORT, Pictures, Recipe, Source, dialogue, load
+from data_recipes.recipe import Pictures, Recipe, Source, commonest, load, vqa
 from vlm.messages import Record
 
 _HOST = "https://okvqa.allenai.org/static/data/"
@@ -17,14 +16,10 @@ def records(folder: Path) -> Iterator[Record]:
     """The questions in the file's order, each with its most common answer."""
     raw = load(folder, _ANSWERS, "mscoco_train2014_annotations.json")
     answers = {
-        e["question_id"]: Counter(a["answer"] for a in e["answers"]).most_common(1)[0][0]
-        for e in raw["annotations"]
+        e["question_id"]: commonest(a["answer"] for a in e["answers"]) for e in raw["annotations"]
     }
     asked = load(folder, _QUESTIONS, "OpenEnded_mscoco_train2014_questions.json")
-    for entry in asked["questions"]:
-        image = f"COCO_train2014_{entry['image_id']:012d}.jpg"
-        turns = [(entry["question"] + SHORT, answers[entry["question_id"]])]
-        yield dialogue(str(entry["question_id"]), image, turns, "okvqa")
+    yield from vqa(asked["questions"], answers, "okvqa")
 
 
 RECIPE = Recipe(

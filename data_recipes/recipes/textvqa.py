@@ -1,10 +1,9 @@
 """TextVQA (training): questions whose answer is written in the picture."""
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_recipes.recipe import SHORT, Pictures, Recipe, Source, dialogue, load
+from data_recipes.recipe import SHORT, Pictures, Recipe, Source, commonest, dialogue, load
 from vlm.messages import Record
 
 _HOST = "https://dl.fbaipublicfiles.com/textvqa/"
@@ -15,8 +14,7 @@ _ZIP = "train_val_images.zip"
 def records(folder: Path) -> Iterator[Record]:
     """The entries in the file's order."""
     for entry in load(folder, _FILE)["data"]:
-        answer = Counter(entry["answers"]).most_common(1)[0][0]
-        turns = [(entry["question"] + SHORT, answer)]
+        turns = [(entry["question"] + SHORT, commonest(entry["answers"]))]
         yield dialogue(str(entry["question_id"]), f"{entry['image_id']}.jpg", turns, "textvqa")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_recipes.recipe import SHORT, Pictures, Recipe, Source, dialogue, load
+from data_recipes.recipe import Pictures, Recipe, Source, load, vqa
 from vlm.messages import Record
 
 _HOST = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/"
@@ -17,10 +17,7 @@ def records(folder: Path) -> Iterator[Record]:
     raw = load(folder, _ANSWERS, "v2_mscoco_train2014_annotations.json")
     answers = {e["question_id"]: e["multiple_choice_answer"] for e in raw["annotations"]}
     asked = load(folder, _QUESTIONS, "v2_OpenEnded_mscoco_train2014_questions.json")
-    for entry in asked["questions"]:
-        image = f"COCO_train2014_{entry['image_id']:012d}.jpg"
-        turns = [(entry["question"] + SHORT, answers[entry["question_id"]])]
-        yield dialogue(str(entry["question_id"]), image, turns, "vqav2")
+    yield from vqa(asked["questions"], answers, "vqav2")
 
 
 RECIPE = Recipe(

@@ -1,14 +1,56 @@
 """Drawn scenes, tiny parts and recipes for the training tests."""
 
-from collections.abc import Callable
+import json
+import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import train.run
 from data_recipes.scenes import build
+from train.trainer import StageTrainer
 from vlm.testing import tiny_language_folder, tiny_llava_folder, tiny_vision_folder
+
+Strike = Callable[..., None]
+
+
+@pytest.fixture
+def strike(monkeypatch: pytest.MonkeyPatch) -> Strike:
+    """``strike(step, *signals)``: they arrive once, while that step of the next run is made."""
+
+    def arm(step: int, *signals: int) -> None:
+        waiting = list(signals)
+
+        class Struck(StageTrainer):
+            def training_step(self, *args: Any, **kwargs: Any) -> Any:
+                while waiting and self.state.global_step == step:
+                    signal.raise_signal(waiting.pop())
+                return super().training_step(*args, **kwargs)
+
+        monkeypatch.setattr(train.run, "StageTrainer", Struck)
+
+    return arm
+
+
+@pytest.fixture(scope="session")
+def write_records() -> Callable[..., str]:
+    """Writes records of one question each, (pictures, question, answer), and returns the path."""
+
+    def write(folder: Path, rows: Iterable[tuple[list[str], str, str]]) -> str:
+        lines = []
+        for number, (images, question, answer) in enumerate(rows):
+            asked = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
+            said = [{"type": "text", "text": answer}]
+            turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+            lines.append(json.dumps({"id": str(number), "images": images, "messages": turns}))
+        path = folder / "records.jsonl"
+        path.write_text("\n".join(lines))
+        return str(path)
+
+    return write
 
 
 @pytest.fixture(scope="session")

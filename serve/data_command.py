@@ -1,0 +1,145 @@
+"""`vlm data ...`: build, convert, list and examine data."""
+
+import itertools
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+import typer
+
+from serve import doctor_command
+from serve.options import Seed
+from vlm.errors import ConfigError
+
+DATA_RECIPES = {"scenes": "drawn emoji and shapes on a grid: captions, questions and answers"}
+FAULTS = "faults.jsonl"
+
+# Imports a module of the data recipes when it is needed.
+Open = Callable[[str], ModuleType]
+
+
+def register(app: typer.Typer, package: Open) -> None:
+    """Add the commands; `package` imports a module of the data recipes by its name."""
+    doctor_command.register(app, lambda: package("doctor"))
+    _register_build(app, package)
+    _register_convert(app, package)
+
+    @app.command("list")
+    def data_list() -> None:
+        """List the data recipes."""
+        for name, about in DATA_RECIPES.items():
+            print(f"{name}: {about}")
+        recipes = package("recipes")
+        for name in recipes.RECIPES:
+            found = recipes.recipe(name)
+            count = f"{found.count:,} records" if found.count else "count unknown"
+            print(f"{name}: {found.about} ({count}; {found.license})")
+
+    @app.command("list-formats")
+    def list_formats() -> None:
+        """List the formats that are read; a row is of the first that fits it."""
+        for name, found in package("formats").FORMATS.items():
+            print(f"{name}: {found.about}")
+
+
+def _register_build(app: typer.Typer, package: Open) -> None:
+    @app.command("build")
+    def data_build(
+        recipe: Annotated[str, typer.Argument(help="See `vlm data list`.")],
+        out: Annotated[Path, typer.Option(help="Folder to write.")],
+        num: Annotated[int, typer.Option(help="Number of pictures.")] = 1000,
+        seed: Seed = 0,
+        task: Annotated[str, typer.Option(help="What is said: instruct, align, ...")] = "instruct",
+        split: Annotated[Literal["train", "test", "heldout"], typer.Option()] = "train",
+        max_objects: Annotated[int, typer.Option(help="Most objects in a scene.")] = 4,
+        turns: Annotated[int, typer.Option(help="Questions in a dialogue.")] = 6,
+        close_up: Annotated[
+            bool, typer.Option(help="One object, cut out at half the side.")
+        ] = False,
+        from_dir: Annotated[Path | None, typer.Option(help="Has the publisher's files.")] = None,
+        limit: Annotated[int | None, typer.Option(help="Most records of a public set.")] = None,
+    ) -> None:
+        """Make data: pictures and records.jsonl; --num to --close-up are for scenes."""
+        if recipe not in DATA_RECIPES:
+            drawn = (num, seed, task, split, max_objects, turns, close_up)
+            if drawn != (1000, 0, "instruct", "train", 4, 6, False):
+                raise ConfigError(
+                    f"{recipe}: --num, --seed, --task, --split, --max-objects, --turns and "
+                    "--close-up are for scenes; leave them out, or use --limit"
+                )
+            print(package("build").build(recipe, out, from_dir, limit))
+            return
+        if from_dir is not None or limit is not None:
+            raise ConfigError("scenes are drawn: --from-dir and --limit do not apply; use --num")
+        from serve.progress import counting
+
+        with counting("drawing", num) as step:
+            records = package("scenes").build(
+                num,
+                seed,
+                out,
+                task=task,
+                turns=turns,
+                max_objects=max_objects,
+                close_up=close_up,
+                split=split,
+                progress=step,
+            )
+        print(records)
+
+
+def _register_convert(app: typer.Typer, package: Open) -> None:
+    @app.command("convert")
+    def convert(
+        data: Annotated[
+            list[str], typer.Argument(help="Files, folders, patterns or hf://OWNER/NAME.")
+        ],
+        out: Annotated[Path, typer.Option(help="Folder to write.")],
+        format_: Annotated[
+            Literal["jsonl", "parquet", "llava"], typer.Option("--format", help="To write.")
+        ] = "jsonl",
+        from_: Annotated[
+            str | None,
+            typer.Option("--from", help="See `vlm data list-formats`; found by default."),
+        ] = None,
+        images: Annotated[
+            Path | None, typer.Option(help="Another folder in which pictures may lie.")
+        ] = None,
+        split: Annotated[str | None, typer.Option(help="Of a data set that has several.")] = None,
+        skip_faults: Annotated[
+            bool,
+            typer.Option("--skip-faults", help="Pass over bad rows; list them in faults.jsonl."),
+        ] = False,
+    ) -> None:
+        """Convert data of any known format.
+
+        Exit codes: 0 done; 1 done, and rows were passed over; 2 wrong usage or a bad row.
+        """
+        formats = package("formats")
+        write, name = formats.WRITERS[format_]
+        target = (out / name).resolve()
+        if any(Path(each).resolve() in (target, target.parent) for each in data):
+            raise ConfigError(f"--out {out} has the data itself; choose another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        num_faults = 0
+        with (out / FAULTS).open("w", encoding="utf-8") if skip_faults else nullcontext() as file:
+
+            def report(fault: Any) -> None:
+                nonlocal num_faults
+                num_faults += 1
+                print(json.dumps(asdict(fault)), file=file)
+
+            options: dict[str, Any] = {"format": from_, "images": images, "split": split}
+            options["faults"] = report if skip_faults else None
+            number = write(
+                itertools.chain.from_iterable(formats.read(each, **options) for each in data), out
+            )
+        print(f"{number:,} records" + (f", {num_faults:,} faults" if num_faults else ""))
+        print(out / name)
+        if num_faults:
+            print(out / FAULTS)
+            raise typer.Exit(1)
