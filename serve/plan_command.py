@@ -16,10 +16,15 @@ def register(app: typer.Typer, planner: Callable[[], ModuleType]) -> None:
         recipe: Annotated[str, typer.Argument(help="A shipped recipe, or a .yaml file.")],
         overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
         gpus: Annotated[int, typer.Option(min=1)] = 8,
-        memory: Annotated[float, typer.Option(min=0.1, help="GB of a card.")] = 80.0,
+        card: Annotated[
+            str, typer.Option(help="h100, h200, a100, a100-40, l40s or rtx4090.")
+        ] = "h100",
+        memory: Annotated[
+            float | None, typer.Option(min=0.1, help="GB of a card, in place of the card's.")
+        ] = None,
         tflops: Annotated[
-            float, typer.Option(min=1e-6, help="Of a card: 989 for an H100 in bfloat16.")
-        ] = 989.0,
+            float | None, typer.Option(min=1e-6, help="The same for its speed: 989 for an H100.")
+        ] = None,
         mfu: Annotated[float, typer.Option(min=0.01, max=1, help="The share reached.")] = 0.45,
         records: Annotated[
             int | None, typer.Option(min=1, help="Of an epoch; by default the data's.")
@@ -41,6 +46,7 @@ def register(app: typer.Typer, planner: Callable[[], ModuleType]) -> None:
             recipe,
             overrides or [],
             gpus=gpus,
+            card=card,
             memory=memory,
             tflops=tflops,
             mfu=mfu,

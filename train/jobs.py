@@ -23,7 +23,7 @@ from train.contrastive import DualEncoder, new_vision_tower
 from train.dataset import RecordDataset
 from train.dialogues import Dialogues
 from train.liger import apply_liger
-from train.stages import STAGES, apply_stage
+from train.stages import apply_run
 from train.tokenizer import texts_of, train_tokenizer
 from vlm import lora as adapters
 from vlm.checkpoint import compose, load_checkpoint, save_checkpoint
@@ -193,9 +193,7 @@ JOBS: dict[str, Callable[[RunConfig, RecordDataset], Job]] = {
 def rebuild(config: RunConfig, data: RecordDataset, trained: nn.Module) -> Job:
     """The job anew, its frozen weights as they are stored, with what another one has learnt."""
     job = JOBS[config.stage](config, data)
-    apply_stage(
-        job.model, STAGES[config.stage], config.lora, unfreeze_vision=config.unfreeze_vision
-    )
+    apply_run(job.model, config)
     learnt = {name: p for name, p in trained.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for name, parameter in job.model.named_parameters():

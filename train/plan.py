@@ -5,21 +5,31 @@ Everything comes from configs; nothing is loaded. Memory is that of `train.plan_
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from train.config import load_config
 from train.dataset import RecordDataset
+from train.outline import llava_config, meta_model, shipped_runs
 from train.plan_memory import Load, load_of, memory_of
 from train.settings import RunConfig
-from train.summary import llava_config, meta_model
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, RecordError
 from vlm.model import VisionLanguageModel
 from vlm.vision import num_patches
 
 _GB = 1e9
 _HEADROOM = 0.95  # of a card, for what the allocator cannot use
+# GB and dense bfloat16 TFLOPS by NVIDIA's data sheets.
+CARDS: dict[str, tuple[float, float]] = {
+    "h100": (80, 989),
+    "h200": (141, 989),
+    "a100": (80, 312),
+    "a100-40": (40, 312),
+    "l40s": (48, 362),
+    "rtx4090": (24, 165),
+}
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ def flops_of(config: RunConfig, model: VisionLanguageModel, load: Load) -> float
     passes = 3 if config.gradient_checkpointing else 2  # again, and through the activations
     # a product of two activations has two gradients, one of a frozen weight has one
     decoding = load.tokens * (2 * passes * body + 2 * learnt + 2 * (passes + 1) * attention)
-    trains_head = any(p.requires_grad for p in model.language_model.lm_head.parameters())
+    trains_head = any(p.requires_grad for p in model.get_output_embeddings().parameters())
     head = load.learnt * 2 * text.hidden_size * text.vocab_size * (3 if trains_head else 2)
     tower = sum(p.numel() for n, p in model.vision_tower.named_parameters() if "layers." in n)
     look = load.pictures * num_patches(model.config.vision_config) * 2 * tower
@@ -155,6 +165,13 @@ def rows_of(found: Plan) -> list[tuple[str, str]]:
     return rows
 
 
+def _count(config: RunConfig) -> int:
+    absent = [path for path in config.data if not Path(path).is_file()]
+    if absent:
+        raise RecordError(f"no data file {absent[0]}; build it, or say how many with --records N")
+    return len(RecordDataset(config.data))
+
+
 def plan_recipe(
     recipe: str,
     overrides: list[str],
@@ -162,6 +179,9 @@ def plan_recipe(
     records: int | None,
     tokens: int | None,
     parts: tuple[str, str] | None,
+    card: str = "h100",
+    memory: float | None = None,
+    tflops: float | None = None,
     **options: Any,
 ) -> Plan:
     """The plan of a recipe; see `plan`.
@@ -171,13 +191,19 @@ def plan_recipe(
         overrides: ``key=value``.
         records: of an epoch; by default those of the data files.
         tokens: of a mean record; by default the visual ones and 200.
-        parts: folders of tower and language model, where ``model.start`` is not made yet.
+        parts: folders of tower and language model, where ``model.start`` is not made yet; by
+            default those of the shipped recipe that makes it.
+        card: a key of `CARDS`, for what the next two do not say.
+        memory: of a card, in GB.
+        tflops: of a card.
         options: of `plan`.
 
     Raises:
         ConfigError: a stage without pictures, or a run that does not fit.
         CheckpointError: a folder has no config. RecordError: a data file is missing.
     """
+    if card not in CARDS:
+        raise ConfigError(f"unknown card {card!r}; known: {', '.join(CARDS)}; or say --tflops")
     config = load_config(recipe, overrides)
     if config.stage not in ("align", "instruct"):
         raise ConfigError(
@@ -187,8 +213,10 @@ def plan_recipe(
     if parts is not None:
         folders = config.model.model_copy(update={"vision": parts[0], "language": parts[1]})
         seen = config.model_copy(update={"stage": "align", "model": folders})
-    found = llava_config(seen)
-    assert found is not None
+    found = llava_config(seen, list(shipped_runs().values()))
+    if found is None:
+        raise ConfigError(f"{recipe}: its parts are not made yet; make them, or name others")
     model, _ = meta_model(config, found)
-    number = records or len(RecordDataset(config.data))
+    number = records or _count(config)
+    options |= {"memory": memory or CARDS[card][0], "tflops": tflops or CARDS[card][1]}
     return plan(config, model, load_of(found, tokens, None), records=number, **options)

@@ -7,16 +7,21 @@ autograd keeps of decoder layers of the Llama family, counted once with
 of LoRA, L layers, V vocabulary, T tokens of a forward pass.
 """
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import LlavaConfig
 
+from train.optimizer import parameter_groups
 from train.settings import RunConfig
 from vlm.model import VisionLanguageModel
 from vlm.vision import num_patches, num_visual_tokens
 
 _CONTEXT = 0.8e9  # of CUDA and its libraries
+_LAYER = re.compile(r".*\.layers?\.\d+\.")
 _LOGITS = 2**25  # at a time, see vlm.loss
 _BITS = {"4bit": 4.13 / 8, "8bit": 1.0}  # bytes a weight: NF4's scales are quantised too
 
@@ -40,27 +45,30 @@ def memory_of(
     config: RunConfig, model: VisionLanguageModel, load: Load, micro: int, gpus: int
 ) -> dict[str, float]:
     """Bytes by part on each card, for so many records a forward pass."""
-    half = config.precision == "bfloat16"
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(
-        p.numel() * _bytes_each(name, p, config, half)
+        _bytes_of(name, p, config, model)
         for name, p in model.named_parameters()
         if not p.requires_grad
     )
-    states = 4 if config.optimizer == "muon" else 8
-    cut = {"none": (1, 1), "zero2": (1, gpus)}.get(config.sharding, (gpus, gpus))
+    whole, cut = {"none": (1, 1), "zero2": (1, gpus)}.get(config.sharding, (gpus, gpus))
+    # DeepSpeed trains in bfloat16 beside a float32 copy, which it counts to the optimiser.
+    twice = config.sharding.startswith("zero") and config.precision == "bfloat16"
+    each, copies = (2, 4 * trained) if twice else (4, 0)
     tokens, learnt = micro * load.tokens, micro * load.learnt
     vocabulary = model.config.text_config.vocab_size
     logits = min(learnt * vocabulary, _LOGITS) * 4
     parts = {
-        "frozen weights": frozen / cut[0],
-        "trained weights": 4 * trained / cut[0],
-        "gradients": 4 * trained / cut[1],
-        "optimiser": states * trained / cut[1],
+        "frozen weights": frozen / whole,
+        "trained weights": each * trained / whole,
+        "gradients": each * trained / cut,
+        "optimiser": (_states(config, model) + copies) / cut,
         "averages": 4 * trained if config.ema_decay is not None else 0,
+        "reduction": 4 * trained if config.sharding == "none" and gpus > 1 else 0,
+        "gathered": _gathered(config, model) if whole > 1 else 0,
         "activations": activation_bytes(config, model.config, tokens, learnt),
         "vision": _vision_bytes(config, model.config, micro * load.pictures),
-        "logits": 3 * logits,  # themselves, their float copy or softmax, and their gradient
+        "logits": 2 * logits,  # themselves, and their softmax or gradient
         "context": _CONTEXT,
     }
     return {name: size for name, size in parts.items() if size}
@@ -86,11 +94,12 @@ def activation_bytes(config: RunConfig, model: LlavaConfig, tokens: float, learn
     layer = wide * d + inner * f + 7 * rank * each + 4 * h + 8
     mlp_wide = {"frozen": 1, "full": 2}.get(kind, 2)
     last = (1 - learnt / tokens) * (inner * f + mlp_wide * each * d + 3 * rank * each)
-    working = (4 * f + 6 * d) * each  # gradients of one layer on their way
+    working = (2 * f + 3 * d) * each  # gradients of one layer, as what it kept is let go
     ends = 4 * (3 * d) + 8 * d // h
     if config.gradient_checkpointing:
         return tokens * (layers * each * d + layer + working + ends)
-    copies = 0 if each == 4 else 2 * layers * (4 * d * d + 3 * d * f)  # weights cast by autocast
+    single = kind == "full" or model.dtype == torch.float32  # which autocast makes copies of
+    copies = 2 * layers * (4 * d * d + 3 * d * f) if each == 2 and single else 0
     return tokens * (layers * layer - last + working + ends) + copies
 
 
@@ -118,11 +127,37 @@ def _vision_bytes(config: RunConfig, model: LlavaConfig, pictures: float) -> flo
     return tokens * each * kept * (10 * d + 3 * f)
 
 
-def _bytes_each(name: str, parameter: nn.Parameter, config: RunConfig, half: bool) -> float:
+def _states(config: RunConfig, model: VisionLanguageModel) -> int:
+    """Bytes of the optimiser: two float32 numbers a weight, with Muon one for its matrices."""
+    groups = parameter_groups(
+        model,
+        learning_rate=config.learning_rate,
+        weight_decay=0.0,
+        projector_learning_rate=None,
+        muon=config.optimizer == "muon",
+    )
+    return sum((4 if g["muon"] else 8) * p.numel() for g in groups for p in g["params"])
+
+
+def _gathered(config: RunConfig, model: VisionLanguageModel) -> float:
+    """What is whole on each card for a while: two layers, and all that is in none."""
+    layers: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        found = _LAYER.match(name)
+        layers[found.group() if found else ""] += int(_bytes_of(name, parameter, config, model))
+    root = layers.pop("", 0)
+    return root + 2 * max(layers.values(), default=0)
+
+
+def _bytes_of(
+    name: str, parameter: nn.Parameter, config: RunConfig, model: VisionLanguageModel
+) -> float:
+    """Of a parameter in memory: as it is stored, see `train.precision`."""
     linear = parameter.ndim == 2 and ".layers." in name and name.startswith("language_model.")
-    if config.model.quantize is not None and linear:
-        return _BITS[config.model.quantize]
-    return 2 if half else 4
+    if config.model.quantize is not None and linear and not parameter.requires_grad:
+        return parameter.numel() * _BITS[config.model.quantize]
+    half = config.precision == "bfloat16" and model.config.dtype != torch.float32
+    return parameter.numel() * (2 if half and not parameter.requires_grad else 4)
 
 
 def load_of(model: LlavaConfig, tokens: int | None, learnt: int | None) -> Load:

@@ -19,13 +19,13 @@ from train.report import is_result, run_record, write_curves
 from train.samples import survey_data
 from train.sharding import check_sharding, whole_model
 from train.signals import Interrupted
-from train.stages import STAGES, apply_stage, stage_table
+from train.stages import apply_run, stage_table
 from train.trackers import check_trackers
 from train.trainer import StageTrainer
 from train.watch import watched
 from vlm.errors import ConfigError
 
-__all__ = ["Interrupted", "list_recipes", "run"]
+__all__ = ["Interrupted", "is_finished", "list_recipes", "run"]
 
 
 def run(recipe: str, overrides: list[str] | None = None, *, resume: bool = False) -> Path:
@@ -52,7 +52,7 @@ def run(recipe: str, overrides: list[str] | None = None, *, resume: bool = False
     console = Console(quiet=not is_first_rank())
     config = load_config(recipe, overrides)
     output = Path(config.output)
-    if _is_finished(config, output):
+    if is_finished(config, output):
         console.print(f"{output} holds the finished result of this recipe")
         return output
     if resume and last_checkpoint(output / CHECKPOINTS) is None:
@@ -62,7 +62,7 @@ def run(recipe: str, overrides: list[str] | None = None, *, resume: bool = False
     data = RecordDataset(config.data)
     held_out = RecordDataset([config.eval_data]) if config.eval_data else None
     with run_lock(output):
-        if not _is_finished(config, output):  # by another run, until it gave up the lock
+        if not is_finished(config, output):  # by another run, until it gave up the lock
             _train(config, console, data, held_out)
     return output
 
@@ -74,9 +74,7 @@ def _train(
     output = Path(config.output)
     set_seed(config.seed)
     job = JOBS[config.stage](config, data)
-    report = apply_stage(
-        job.model, STAGES[config.stage], config.lora, unfreeze_vision=config.unfreeze_vision
-    )
+    report = apply_run(job.model, config)
     stored = prepare_dtypes(job.model, config.precision)
     samples, notes = survey_data(config, job.dialogues, data)
     tested, _ = survey_data(config, job.dialogues, held_out, "held-out") if held_out else (None, [])
@@ -137,7 +135,7 @@ def _tell_quarantined(console: Console, trainer: StageTrainer, output: Path) -> 
         )
 
 
-def _is_finished(config: RunConfig, output: Path) -> bool:
+def is_finished(config: RunConfig, output: Path) -> bool:
     """Whether the folder holds this run's result; its record is written last.
 
     A folder where an earlier run failed before its first checkpoint is free.

@@ -7,7 +7,7 @@ from typing import Literal
 from rich.table import Table
 from torch import nn
 
-from train.config import LoraConfig
+from train.config import LoraConfig, RunConfig
 from vlm import lora as adapters
 from vlm.errors import ConfigError
 from vlm.model import VisionLanguageModel
@@ -94,6 +94,12 @@ def apply_stage(
             parameter.requires_grad_(False)
     model.train()
     return [_report(model, part, role) for part, role in roles.items()]
+
+
+def apply_run(model: nn.Module, config: RunConfig) -> list[PartReport]:
+    """`apply_stage` as a recipe says."""
+    stage = STAGES[config.stage]
+    return apply_stage(model, stage, config.lora, unfreeze_vision=config.unfreeze_vision)
 
 
 def stage_table(stage: str, report: list[PartReport]) -> Table:

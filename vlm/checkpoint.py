@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vlm.quantize import Bits
 
 IMAGE_TOKEN = "<image>"
-_VOCABULARY_MULTIPLE = 64  # the padding that published LLaVA folders have (32064)
+VOCABULARY_MULTIPLE = 64  # the padding that published LLaVA folders have (32064)
 
 
 def load_checkpoint(
@@ -240,11 +240,16 @@ def _language_part(
 
 def add_image_token(tokenizer: PreTrainedTokenizerBase, decoder: PreTrainedModel) -> None:
     """Give the tokenizer an image token and the decoder rows for all tokens, in place."""
+    name_image_token(tokenizer)
+    grow_vocabulary(decoder, len(tokenizer))
+
+
+def name_image_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer an image token if it has none, in place."""
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
         tokenizer.add_special_tokens(
             {"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
         )
-    grow_vocabulary(decoder, len(tokenizer))
 
 
 def grow_vocabulary(decoder: PreTrainedModel, num_tokens: int) -> None:
@@ -256,7 +261,7 @@ def grow_vocabulary(decoder: PreTrainedModel, num_tokens: int) -> None:
     old = decoder.get_input_embeddings().num_embeddings
     if num_tokens <= old:
         return
-    decoder.resize_token_embeddings(num_tokens, _VOCABULARY_MULTIPLE, mean_resizing=False)
+    decoder.resize_token_embeddings(num_tokens, VOCABULARY_MULTIPLE, mean_resizing=False)
     with torch.no_grad():
         for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
             layer.weight[old:] = layer.weight[:old].mean(dim=0, dtype=torch.float32)

@@ -9,8 +9,9 @@ from vlm import builtin
 from vlm.errors import CheckpointError
 
 # All that a standard folder needs, and nothing that could hold code or pickles.
+WEIGHTS = "*.safetensors"
 ALLOWED_FILES = (
-    "*.safetensors",
+    WEIGHTS,
     "*.json",
     "*.jinja",
     "tokenizer.model",
@@ -21,13 +22,16 @@ ALLOWED_FILES = (
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve(model: str | os.PathLike[str] | None, also: Sequence[str] = ()) -> Path:
+def resolve(
+    model: str | os.PathLike[str] | None, also: Sequence[str] = (), *, weights: bool = True
+) -> Path:
     """The folder of a model.
 
     Args:
         model: None for the built-in one; an existing folder; else a hub id such as
             ``"llava-hf/llava-1.5-7b-hf"``, which is downloaded once and then reused.
         also: patterns of further files to download, for a caller that reads them safely.
+        weights: download them too; without, a few small files say what a model is.
 
     Raises:
         CheckpointError: there is no such folder, or the hub cannot give it.
@@ -43,7 +47,8 @@ def resolve(model: str | os.PathLike[str] | None, also: Sequence[str] = ()) -> P
         raise CheckpointError(
             f"{path}: no such folder, and no hub id of the form org/name; check the path"
         )
-    return _download(model, [*ALLOWED_FILES, *also])
+    wanted = [pattern for pattern in ALLOWED_FILES if weights or pattern != WEIGHTS]
+    return _download(model, [*wanted, *also])
 
 
 def is_hub_id(name: str) -> bool:

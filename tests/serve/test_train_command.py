@@ -1,5 +1,6 @@
 """`vlm train` for several recipes in a row, and for none that is carried out."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,54 @@ def test_a_dry_run_tells_all_and_does_nothing(
 def test_a_dry_run_finds_what_is_missing(
     run: Run, recipes: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    assert "no such folder" in run("train", recipes[1], "--dry-run").refused()
+    told = run("train", recipes[1], "--dry-run")
+    assert told.code == 2 and "no such folder" in told.err and told.err.count("\n") == 1
     picture = next((tmp_path / "data" / "images").rglob("*.png"))
     picture.unlink()
-    assert picture.name in run("train", recipes[0], "--dry-run").refused()
+    told = run("train", recipes[0], "--dry-run")
+    assert told.code == 2 and picture.name in told.err and told.err.count("\n") == 1
+    assert "FROZEN" in told.out  # what can be told is told all the same
+
+
+def test_a_dry_run_of_a_chain_knows_what_the_first_will_make(
+    run: Run, recipes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    told = run("train", *recipes, "--dry-run")
+    assert (told.code, told.err) == (0, "") and not (tmp_path / "align").exists()
+    tables = [line for line in told.out.splitlines() if "language_model" in line]
+    assert ["FROZEN" in tables[0], "LORA" in tables[1]] == [True, True]
+
+
+def test_all_that_is_wrong_with_all_of_them_is_told_at_once(
+    run: Run, recipes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The second recipe's faults before the first one starts, a line each."""
+    lines = (tmp_path / "data" / "records.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    records[0]["images"] *= 2  # two pictures for one place
+    records[1]["messages"] = records[1]["messages"][:1]  # no answer
+    bad, silent = tmp_path / "data" / "bad.jsonl", tmp_path / "data" / "silent.jsonl"
+    bad.write_text(json.dumps(records[0]) + "\n" + lines[2] + "\n")
+    silent.write_text(json.dumps(records[1]) + "\n" + lines[2] + "\n")
+    values = (f"data=[{bad},{silent},{tmp_path / 'absent.jsonl'}]", "liger=true")
+    told = run("train", *recipes, *values)
+    assert told.code == 2 and told.out == ""
+    told_of = ["absent.jsonl", "2 images but 1", "CUDA", "has no answer"]
+    assert told.err.count("\n") == 4
+    for text in told_of:
+        assert sum(text in line for line in told.err.splitlines()) == 1, text
+    assert not (tmp_path / "align").exists()
+
+
+def test_weights_that_are_missing_are_told_before_the_first_starts(
+    run: Run, recipes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "language" / "model.safetensors").unlink()
+    assert "no model.safetensors" in run("train", *recipes).refused()
+    assert not (tmp_path / "align").exists()
+
+
+def test_a_start_that_a_shipped_recipe_makes_is_named(run: Run) -> None:
+    told = run("train", "llava-1.5-7b-instruct-lora", "--dry-run")
+    assert told.code == 2
+    assert "no such folder yet; `vlm train llava-1.5-7b-align` makes it" in told.err

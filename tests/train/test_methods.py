@@ -14,11 +14,14 @@ from safetensors.torch import load_file
 from train.collate import DialogueCollator
 from train.config import load_config
 from train.dataset import RecordDataset
+from train.jobs import JOBS
 from train.run import run
+from train.stages import STAGES, apply_stage
 from train.survey import Limits, survey
 from vlm import testing
 from vlm.checkpoint import load_checkpoint, save_checkpoint
 from vlm.errors import ConfigError
+from vlm.history import read_history
 from vlm.images import load_image
 from vlm.messages import assistant, user
 from vlm.model import VisionLanguageModel
@@ -101,6 +104,50 @@ def test_lora_over_few_bits_trains_and_merges_into_whole_weights(
     merged, adapted = (logits(f, scenes("instruct")) for f in (out, out / "adapter"))
     torch.testing.assert_close(adapted, merged, atol=1e-4, rtol=0)
     assert (merged - logits(start, scenes("instruct"))).abs().max() > 1e-3
+    assert [entry["stage"] for entry in read_history(out)] == ["instruct"]  # once, though merged
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_few_bits_of_a_half_precision_folder_compute_in_the_runs_own_type(
+    precision: str, llava: str, tmp_path: Path, recipe: Recipe, scenes: Scenes
+) -> None:
+    testing.tiny_llava_folder(tmp_path / "single", width=64)
+    model, processor = load_checkpoint(tmp_path / "single", dtype=torch.float16)
+    save_checkpoint(model, processor, tmp_path / "half")
+    parts = {"start": str(tmp_path / "half"), "quantize": "4bit"}
+    config = load_config(
+        recipe(
+            tmp_path / "out",
+            stage="instruct",
+            data=[scenes("instruct")],
+            model=parts,
+            lora=LORA,
+            precision=precision,
+        )
+    )
+    job = JOBS["instruct"](config, RecordDataset(config.data))
+    found = {m.compute_dtype for m in job.model.modules() if hasattr(m, "compute_dtype")}
+    assert found == {getattr(torch, precision)}
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip", "dinov2", "dinov2_with_registers"])
+@pytest.mark.parametrize("layer", [-2, [1, 2]])
+def test_an_unfrozen_tower_trains_what_is_read_of_it(
+    tower: testing.Tower, layer: int | list[int], tmp_path: Path
+) -> None:
+    """Data-parallel training waits for the gradient of every parameter that asks for one."""
+    model, processor = load_checkpoint(
+        testing.tiny_llava_folder(tmp_path, tower=tower, layer=layer)
+    )
+    apply_stage(model, STAGES["instruct"], None, unfreeze_vision=True)
+    row = processor.encode([user("what?", testing.draw_image()), assistant("a fish")])
+    model(**processor.collate([row], labels=True)).loss.backward()
+    without = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert without == set()
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert frozen and all(n.startswith("vision_tower.") for n in frozen)
+    moved = {n for n, p in model.vision_tower.named_parameters() if p.requires_grad}
+    assert any("layer.0." in n or "layers.0." in n for n in moved)
 
 
 def test_the_tower_is_trained_when_it_is_unfrozen(train: Callable[..., Path], llava: str) -> None:

@@ -48,22 +48,17 @@ Path(sys.argv[1]).with_name(f"rank{rank}.txt").write_text("\\n".join(told))
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+def data(tmp_path_factory: pytest.TempPathFactory, write_records: Callable[..., str]) -> str:
     """Answers of different lengths and a single picture: one rank always goes without."""
     folder = tmp_path_factory.mktemp("ranks")
     draw_image().save(folder / "a.png")
-    lines = []
-    for index in range(NUM_RECORDS):
-        picture = [{"type": "image"}] if index == 0 else []
-        asked = [*picture, {"type": "text", "text": f"what is {index}?"}]
-        answer = [{"type": "text", "text": ANSWERS[index % len(ANSWERS)]}]
-        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-        images = ["a.png"] if picture else []
-        lines.append(json.dumps({"id": str(index), "images": images, "messages": messages}))
-    path = folder / "records.jsonl"
-    path.write_text("\n".join(lines))
+    rows = [
+        (["a.png"] if n == 0 else [], f"what is {n}?", ANSWERS[n % len(ANSWERS)])
+        for n in range(NUM_RECORDS)
+    ]
+    path = write_records(folder, rows)
     assert len(list(read_records(path))) == NUM_RECORDS
-    return str(path)
+    return path
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from train.trainer import StageTrainer
 from vlm.errors import CheckpointError, ConfigError, RecordError
 
 Recipe = Callable[..., str]
+Strike = Callable[..., None]
 Scenes = Callable[..., str]
 
 # Eight records in batches of 2 x 2 for three epochs: six steps, two of them an epoch.
@@ -38,19 +39,6 @@ class Struck(train.run.StageTrainer):
 train.run.StageTrainer = Struck
 train.run.run(sys.argv[1])
 """
-
-
-def strike(monkeypatch: pytest.MonkeyPatch, step: int, *signals: int) -> None:
-    """Let these signals arrive, once, while a step of this process's next run is computed."""
-    waiting = list(signals)
-
-    class Struck(StageTrainer):
-        def training_step(self, *args: Any, **kwargs: Any) -> Any:
-            while waiting and self.state.global_step == step:
-                signal.raise_signal(waiting.pop())
-            return super().training_step(*args, **kwargs)
-
-    monkeypatch.setattr(train.run, "StageTrainer", Struck)
 
 
 def instruct(folder: Path, recipe: Recipe, scenes: Scenes, llava: str) -> str:
@@ -105,10 +93,11 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     scenes: Scenes,
     llava: str,
     monkeypatch: pytest.MonkeyPatch,
+    strike: Strike,
 ) -> None:
     path = make(tmp_path / "out", recipe, scenes, llava)
     before = signal.getsignal(number)
-    strike(monkeypatch, step, number)
+    strike(step, number)
     if step + 1 < NUM_STEPS:
         stopped = f"stopped at step {step + 1} of {NUM_STEPS}; the same command continues"
         with pytest.raises(Interrupted, match=stopped) as caught:
@@ -141,9 +130,10 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(
     scenes: Scenes,
     llava: str,
     monkeypatch: pytest.MonkeyPatch,
+    strike: Strike,
 ) -> None:
     path = contrastive(tmp_path / "out", recipe, scenes, llava)
-    strike(monkeypatch, 3, signal.SIGTERM)
+    strike(3, signal.SIGTERM)
     with pytest.raises(Interrupted):
         run(path)
     monkeypatch.undo()
@@ -173,11 +163,15 @@ def test_a_run_that_died_while_writing_takes_no_further_step(
 
 
 def test_a_second_signal_ends_at_once(
-    tmp_path: Path, recipe: Recipe, scenes: Scenes, llava: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    recipe: Recipe,
+    scenes: Scenes,
+    llava: str,
+    strike: Strike,
 ) -> None:
     path = instruct(tmp_path / "out", recipe, scenes, llava)
     before = signal.getsignal(signal.SIGINT)
-    strike(monkeypatch, 2, signal.SIGINT, signal.SIGINT)
+    strike(2, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as caught:
         run(path)
     assert not isinstance(caught.value, Interrupted)
@@ -185,13 +179,18 @@ def test_a_second_signal_ends_at_once(
 
 
 def test_resume_needs_something_to_resume(
-    tmp_path: Path, recipe: Recipe, scenes: Scenes, llava: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    recipe: Recipe,
+    scenes: Scenes,
+    llava: str,
+    monkeypatch: pytest.MonkeyPatch,
+    strike: Strike,
 ) -> None:
     path = contrastive(tmp_path / "out", recipe, scenes, llava)
     with pytest.raises(ConfigError, match="no checkpoint to resume"):
         run(path, resume=True)
     assert not (tmp_path / "out").exists()
-    strike(monkeypatch, 2, signal.SIGTERM)
+    strike(2, signal.SIGTERM)
     with pytest.raises(Interrupted):
         run(path)
     monkeypatch.undo()

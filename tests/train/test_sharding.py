@@ -67,20 +67,13 @@ Path(sys.argv[1]).with_name(f"rank{rank}.json").write_text(json.dumps(told))
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+def data(tmp_path_factory: pytest.TempPathFactory, write_records: Callable[..., str]) -> str:
     """One picture, and one that is missing: most batches have none, one has no record."""
     folder = tmp_path_factory.mktemp("sharded")
     draw_image().save(folder / "0.png")
-    lines = []
-    for number in range(NUM_RECORDS):
-        images = [f"{number}.png"] if number in (0, BAD) else []
-        asked = [*({"type": "image"} for _ in images), {"type": "text", "text": f"{number}?"}]
-        answer = [{"type": "text", "text": "x" * (1 + number * 7 % 40)}]
-        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-        lines.append(json.dumps({"id": str(number), "images": images, "messages": turns}))
-    path = folder / "records.jsonl"
-    path.write_text("\n".join(lines))
-    return str(path)
+    shown = (([f"{n}.png"] if n in (0, BAD) else []) for n in range(NUM_RECORDS))
+    rows = [(own, f"{n}?", "x" * (1 + n * 7 % 40)) for n, own in enumerate(shown)]
+    return write_records(folder, rows)
 
 
 @pytest.fixture(scope="module")

@@ -20,21 +20,16 @@ STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+def data(tmp_path_factory: pytest.TempPathFactory, write_records: Callable[..., str]) -> str:
     """24 records, every third without a picture, with answers of 1 to 40 letters."""
     folder = tmp_path_factory.mktemp("splits")
-    lines = []
+    rows = []
     for number in range(24):
         images = [f"{number}.png"] if number % 3 else []
         if images:
             draw_image(seed=number).save(folder / images[0])
-        asked = [*({"type": "image"} for _ in images), {"type": "text", "text": f"{number}?"}]
-        answer = [{"type": "text", "text": "x" * (1 + number * 7 % 40)}]
-        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-        lines.append(json.dumps({"id": str(number), "images": images, "messages": turns}))
-    path = folder / "records.jsonl"
-    path.write_text("\n".join(lines))
-    return str(path)
+        rows.append((images, f"{number}?", "x" * (1 + number * 7 % 40)))
+    return write_records(folder, rows)
 
 
 def trained(folder: Path, recipe: Callable[..., str], llava: str, data: str, **values: Any) -> Path:

@@ -16,12 +16,12 @@ import train.run
 from train.gallery import Answered, read_answers
 from train.run import Interrupted, run
 from train.trackers import check_trackers
-from train.trainer import StageTrainer
 from vlm.errors import CheckpointError, ConfigError, MissingExtraError
 from vlm.messages import read_records, user
 from vlm.processor import Processor
 
 Recipe = Callable[..., str]
+Strike = Callable[..., None]
 Scenes = Callable[..., str]
 
 # Eight records in batches of 2 x 2 for three epochs: six steps, looked at after 2, 4 and 6.
@@ -36,19 +36,6 @@ COMMON: dict[str, Any] = {
     "watch": {"samples": 3, "probes": 4},
 }
 LORA = {"r": 4, "alpha": 8, "dropout": 0.2}  # dropout draws lots at every step
-
-
-def strike(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Let the next run be told to stop, once, in the step that follows this one."""
-    waiting = [signal.SIGTERM]  # a second one would kill
-
-    class Struck(StageTrainer):
-        def training_step(self, *args: Any, **kwargs: Any) -> Any:
-            while waiting and self.state.global_step == step:
-                signal.raise_signal(waiting.pop())
-            return super().training_step(*args, **kwargs)
-
-    monkeypatch.setattr(train.run, "StageTrainer", Struck)
 
 
 def history(output: Path) -> list[dict[str, Any]]:
@@ -148,9 +135,10 @@ def test_a_run_that_goes_on_keeps_what_was_seen_before(
     scenes: Scenes,
     llava: str,
     monkeypatch: pytest.MonkeyPatch,
+    strike: Strike,
 ) -> None:
     path = watched_recipe(tmp_path / "out", recipe, scenes, llava)
-    strike(monkeypatch, 2)
+    strike(2, signal.SIGTERM)
     with pytest.raises(Interrupted):
         run(path)
     monkeypatch.undo()
@@ -188,14 +176,19 @@ def test_a_full_disk_is_told(tmp_path: Path, recipe: Recipe, scenes: Scenes, lla
 
 
 def test_a_tracker_shows_the_history_once(
-    tmp_path: Path, recipe: Recipe, scenes: Scenes, llava: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    recipe: Recipe,
+    scenes: Scenes,
+    llava: str,
+    monkeypatch: pytest.MonkeyPatch,
+    strike: Strike,
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
     watch = COMMON["watch"] | {"report_to": ["tensorboard"]}
     path = watched_recipe(tmp_path / "out", recipe, scenes, llava, watch=watch)
-    strike(monkeypatch, 3)
+    strike(3, signal.SIGTERM)
     with pytest.raises(Interrupted):
         run(path)
     monkeypatch.undo()
