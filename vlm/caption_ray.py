@@ -6,6 +6,7 @@ chunk that it had, whose results nobody has seen yet: none is lost and none come
 """
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -227,7 +228,7 @@ def _cluster(ray: Any) -> Iterator[None]:
             ray.init(
                 address=address or "local",  # which asks for a token of its user alone
                 include_dashboard=None if address else False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 log_to_driver=False,
                 runtime_env={"env_vars": {"PYTHONPATH": path}},
             )

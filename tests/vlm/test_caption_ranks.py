@@ -20,7 +20,6 @@ from vlm.ledger_rows import open_locked
 
 NUMBER = 24
 TOKENS = 24
-COMMAND = [sys.executable, "-c", "from serve.cli import main; main()"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
 
 DDP = Path(__file__).parents[2] / "train" / "launch" / "ddp.yaml"
@@ -62,9 +61,16 @@ def words(folder: Path, album: Path, out: Path) -> list[str]:
     return list(map(str, ("caption", album, "-o", out, "--model", folder, *tokens)))
 
 
-def environment(rank: int | None = None) -> dict[str, str]:
-    found = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return found if rank is None else {**found, "RANK": str(rank), "WORLD_SIZE": "2"}
+def launch(launcher: list[str], given: list[str], folder: Path) -> "subprocess.Popen[bytes]":
+    """The command by two ranks, each of which leaves its process id in ``rank-N``."""
+    script = folder / "vlm"
+    note = f"open({str(folder)!r} + '/rank-' + os.environ['RANK'], 'w').write(str(os.getpid()))"
+    script.write_text(
+        f"#!{sys.executable}\nimport os\nfrom serve.cli import main\n{note}\nmain()\n"
+    )
+    script.chmod(0o755)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*launcher, str(script), *given], env=env)
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
@@ -72,15 +78,8 @@ def test_two_workers_of_a_launcher(
     launcher: list[str], folder: Path, album: Path, expected: list[Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
-    script = tmp_path / "vlm"
-    note = f"open({str(tmp_path)!r} + '/rank-' + os.environ['RANK'], 'w').close()"
-    script.write_text(
-        f"#!{sys.executable}\nimport os\nfrom serve.cli import main\n{note}\nmain()\n"
-    )
-    script.chmod(0o755)
-    command = [*launcher, str(script), *words(folder, album, out)]
     for _ in range(2):  # the second time there is nothing to do
-        subprocess.run(command, check=True, env=environment(), timeout=200, cwd=Path.cwd())
+        assert launch(launcher, words(folder, album, out), tmp_path).wait(200) == 0
         assert said(out) == expected
         assert [path.name for path in sorted(tmp_path.glob("rank-*"))] == ["rank-0", "rank-1"]
         assert parts_of(out) == []
@@ -92,18 +91,15 @@ def test_a_killed_worker_is_made_up_for(
     folder: Path, album: Path, expected: list[Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
-    command = [*COMMAND, *words(folder, album, out)]
-    first, second = (subprocess.Popen(command, env=environment(rank)) for rank in (0, 1))
+    first = launch(TORCHRUN, words(folder, album, out), tmp_path)
     part = part_path(out, 1, 2)
     while not part.exists() or part.read_bytes().count(b"\n") < 2:
-        assert second.poll() is None
+        assert first.poll() is None
         time.sleep(0.005)
-    second.send_signal(signal.SIGKILL)
-    assert second.wait(100) == -9 and first.wait(200) == 0
-    assert not out.exists()
-    kept = rows(part)
-    again = [subprocess.Popen(command, env=environment(rank)) for rank in (0, 1)]
-    assert [process.wait(200) for process in again] == [0, 0]
+    os.kill(int((tmp_path / "rank-1").read_text()), signal.SIGKILL)
+    assert first.wait(200) != 0 and not out.exists()
+    kept = [row for each in parts_of(out) for row in rows(each)]
+    assert launch(TORCHRUN, words(folder, album, out), tmp_path).wait(200) == 0
     assert said(out) == expected and parts_of(out) == []
     merged = {row["path"]: row for row in rows(out)}
     assert all(merged[row["path"]]["total_ms"] == row["total_ms"] for row in kept)
