@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from serve.options import Compile, tell_compiling
 from vlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def caption(
     quantize: Annotated[
         Literal["4bit", "8bit"] | None, typer.Option(help="Of the language model's linear layers.")
     ] = None,
+    compile: Compile = False,
 ) -> None:
     """Caption pictures into a JSONL file, one line each; bad files are listed at the end.
 
@@ -118,7 +120,7 @@ def caption(
 
         if ranks[1] > 1:
             raise ConfigError("--engine ray shares pictures itself; start it without a launcher")
-        opening = {"device": device, "dtype": dtype, "quantize": quantize}
+        opening = {"device": device, "dtype": dtype, "quantize": quantize, "compile": compile}
         exports["engine"] = RayEngine(model, workers, opening)
 
     def open_model() -> "Assistant":
@@ -128,7 +130,10 @@ def caption(
             return describe_model(model)  # type: ignore[return-value]
         from vlm.assistant import load
 
-        return load(model, device=device_of_rank(device, ranks[1]), dtype=dtype, quantize=quantize)
+        if compile:
+            tell_compiling()
+        place = device_of_rank(device, ranks[1])
+        return load(model, device=place, dtype=dtype, quantize=quantize, compile=compile)
 
     code = caption_files(
         open_model,

@@ -16,6 +16,9 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")]
 Quantize = Annotated[
     Literal["4bit", "8bit"] | None, typer.Option(help="Of the language model's linear layers.")
 ]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile decode steps: slower to start, meant for GPUs.")
+]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
@@ -23,9 +26,27 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 
 
 def open_model(
-    model: str | None, device: str, dtype: str, quantize: Literal["4bit", "8bit"] | None = None
+    model: str | None,
+    device: str,
+    dtype: str,
+    quantize: Literal["4bit", "8bit"] | None = None,
+    compile: bool = False,
 ) -> "Assistant":
-    """The model of a command; imports torch."""
+    """The model of a command; imports torch. What is compiled is told on standard error."""
     from vlm.assistant import load
 
-    return load(model, device=device, dtype=dtype, quantize=quantize)
+    if compile:
+        tell_compiling()
+    return load(model, device=device, dtype=dtype, quantize=quantize, compile=compile)
+
+
+def tell_compiling() -> None:
+    """Let `vlm.engine.compiled` tell what it compiles, and how long that took."""
+    import logging
+
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    log = logging.getLogger("vlm.engine.compiled")
+    log.setLevel(logging.INFO)
+    log.addHandler(RichHandler(console=Console(stderr=True), show_path=False))

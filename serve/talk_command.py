@@ -4,7 +4,16 @@ from typing import Annotated
 
 import typer
 
-from serve.options import Device, Dtype, MaxNewTokens, Model, Quantize, Temperature, open_model
+from serve.options import (
+    Compile,
+    Device,
+    Dtype,
+    MaxNewTokens,
+    Model,
+    Quantize,
+    Temperature,
+    open_model,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +31,7 @@ def ask(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
+    compile: Compile = False,
 ) -> None:
     """Answer one question about one picture."""
     from vlm.images import load_image
@@ -29,7 +39,7 @@ def ask(
 
     load_image(image)  # a wrong path is told now, and not after seconds of loading a model
     parse_messages([user(question, image)])
-    assistant = open_model(model, device, dtype, quantize)
+    assistant = open_model(model, device, dtype, quantize, compile)
     from serve.terminal import printable
 
     for piece in assistant.stream(
@@ -47,6 +57,7 @@ def chat(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
+    compile: Compile = False,
 ) -> None:
     """Chat in the terminal."""
     from serve.session import Sampling
@@ -55,7 +66,7 @@ def chat(
 
     if image is not None:
         load_image(image)
-    assistant = open_model(model, device, dtype, quantize)
+    assistant = open_model(model, device, dtype, quantize, compile)
     print(f"{assistant.name}: {assistant.about}")
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
     TerminalChat(assistant, sampling, [image] if image is not None else []).run()
@@ -68,9 +79,10 @@ def serve(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
+    compile: Compile = False,
 ) -> None:
     """Chat in the browser."""
-    assistant = open_model(model, device, dtype, quantize)
+    assistant = open_model(model, device, dtype, quantize, compile)
     from serve.app import launch
 
     launch(assistant, host, port)

@@ -43,6 +43,7 @@ def load(
     device: "str | torch.device" = "auto",
     dtype: "str | torch.dtype" = "auto",
     quantize: "Bits | None" = None,
+    compile: bool = False,
 ) -> "Assistant":
     """Open a model.
 
@@ -52,6 +53,7 @@ def load(
         device: ``"auto"`` takes CUDA, else MPS, else the CPU.
         dtype: ``"auto"`` is float32 on the CPU and the checkpoint's own type elsewhere.
         quantize: ``"4bit"`` or ``"8bit"`` for the language model's linear layers.
+        compile: decode steps in compiled form, see `vlm.engine.compiled`.
 
     Raises:
         CheckpointError: no such model, or its folder cannot be used.
@@ -62,25 +64,19 @@ def load(
     is_hub_id = isinstance(model, str) and not os.path.isdir(model)
     about = read_about(folder, str(model) if is_hub_id else folder.resolve().name)
     with paused_gc():
-        from vlm.device import resolve_device, resolve_dtype
+        from vlm.opening import open_parts
 
-        place = resolve_device(device)
-        precision = resolve_dtype(dtype, place)
-        from vlm.checkpoint import is_adapter, load_checkpoint
-        from vlm.folder import read_json
-
-        parts: tuple[PreTrainedModel, Processor | RelativeProcessor]
-        if is_adapter(folder) or read_json(folder, "config.json").get("model_type") == "llava":
-            parts = load_checkpoint(folder, place, precision, quantize)
-        else:
-            if quantize is not None:
-                raise ConfigError(f"quantize={quantize!r} is for LLaVA folders; load it without")
-            from vlm.relatives import load_relative
-
-            parts = load_relative(folder, place, precision)
-            if about.caption_prompt == CAPTION_PROMPT:
-                about = replace(about, caption_prompt=parts[1].caption_prompt)
-        return Assistant(*parts, about=about, identity=fingerprint(folder), built_in=model is None)
+        parts = open_parts(folder, device, dtype, quantize, compile)
+        ours = getattr(parts[1], "caption_prompt", None)
+        if ours is not None and about.caption_prompt == CAPTION_PROMPT:
+            about = replace(about, caption_prompt=ours)
+        return Assistant(
+            *parts,
+            about=about,
+            identity=fingerprint(folder),
+            built_in=model is None,
+            compile=compile,
+        )
 
 
 class Assistant:
@@ -92,6 +88,7 @@ class Assistant:
         about: what to show of it.
         identity: changes when the model changes; by default unique to this object.
         built_in: whether it is the model that ships with the package.
+        compile: see `load`.
     """
 
     def __init__(
@@ -102,12 +99,13 @@ class Assistant:
         about: About | None = None,
         identity: str | None = None,
         built_in: bool = False,
+        compile: bool = False,
     ) -> None:
         from vlm.engine import start
 
         self._about = about or About("model in memory")
         self.processor = processor
-        self.engine = start(model, processor, identity)
+        self.engine = start(model, processor, identity, compile)
         self.built_in = built_in
 
     @property

@@ -94,11 +94,11 @@ def test_two_chats_do_not_mix(folder: Path, model: Assistant) -> None:
 
 
 def test_a_chat_that_had_to_make_room_is_computed_anew(folder: Path, model: Assistant) -> None:
-    model.engine.prefixes = PrefixStore(max_bytes=60_000)
+    model.engine.prefixes = PrefixStore(max_bytes=100_000)
     chats = [model.chat() for _ in range(3)]
     answers = ["".join(chat.send(f"number {i}", [PICTURE], **LONG)) for i, chat in enumerate(chats)]
     assert 0 < len(model.engine.prefixes) < 3
-    assert model.engine.prefixes.nbytes <= 60_000
+    assert model.engine.prefixes.nbytes <= 100_000
     told = [user("number 0", PICTURE), assistant(answers[0]), user("why?")]
     assert "".join(chats[0].send("why?", **LONG)) == scratch(folder, told)
 

@@ -9,7 +9,8 @@
 - task: a request on its way; scheduler: which ones run, in plain Python
 - slots: keys and values of all running rows; attention: which token sees what
 - prefixes: keys and values of earlier prompts, so that shared beginnings are computed once
-- decoders: which way a decoder is run; lean: the fastest, for the Llama family
+- decoders: which way a decoder is run; lean: the fastest, for the Llama family, by blocks (its
+  layers taken apart) and rotary (angles by position); compiled: its steps in fixed shapes
 - packed: weights rearranged for the CPU's kernels
 - arrivals: requests that are made in threads meanwhile; in_order: any number of them, few in
   memory; batches: the same where only whole batches run
@@ -31,14 +32,20 @@ if TYPE_CHECKING:
 
 
 def start(
-    model: "PreTrainedModel", processor: "Processor | RelativeProcessor", identity: str | None
+    model: "PreTrainedModel",
+    processor: "Processor | RelativeProcessor",
+    identity: str | None,
+    compile: bool = False,
 ) -> "Engine | GenerateEngine":
     """What runs this model: our own engine for a LLaVA, its `generate` for any other."""
     from vlm.engine.runner import Engine
     from vlm.processor import Processor
 
     if isinstance(processor, Processor):
-        return Engine(model, processor, identity)
+        engine = Engine(model, processor, identity, compile=compile)
+        if compile:
+            engine.optimize()  # compiled steps rely on where the weights lie
+        return engine
     from vlm.engine.generate import GenerateEngine
 
     return GenerateEngine(model, processor, identity)

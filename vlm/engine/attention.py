@@ -99,7 +99,7 @@ def attend(
         q = query[0, :, offset : offset + size * s.length]
         q = q.view(q.shape[0], size, s.length, -1).transpose(0, 1)  # (size, heads, length, E)
         places = slice(s.place, s.place + size)
-        mask = _prefill_mask(s, window, q.device) if s.start or window else None
+        mask = _prefill_mask(step, s, window, q) if s.start or window else None
         out = dot_product(q, keys[places, :, :end], values[places, :, :end], mask, scaling, softcap)
         parts.append(out.transpose(1, 2).flatten(0, 1))  # (size * length, heads, E)
         offset += size * s.length
@@ -170,12 +170,30 @@ def _decode_mask(
     return step.masks[window]
 
 
-def _prefill_mask(segment: Segment, window: int | None, device: torch.device) -> torch.Tensor:
-    """(length, start + length): causal from `start` on."""
-    query = torch.arange(segment.start, segment.start + segment.length, device=device)[:, None]
-    position = torch.arange(segment.start + segment.length, device=device)
-    mask = position <= query
-    return mask & (position > query - window) if window is not None else mask
+def _prefill_mask(
+    step: Step, segment: Segment, window: int | None, like: torch.Tensor
+) -> torch.Tensor:
+    """(length, start + length); made once a step, as the mask above."""
+    shape = (segment.start, segment.length, window)
+    if shape not in step.masks:
+        step.masks[shape] = causal_mask(*shape, like)
+    return step.masks[shape]
+
+
+def causal_mask(start: int, length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+    """(length, start + length): zero for what tokens from `start` on may see, -inf beyond.
+
+    Args:
+        start: positions before the first token.
+        length: tokens.
+        window: how many positions back a token sees, itself included; None is all.
+        like: gives device and dtype.
+    """
+    hidden = torch.ones(length, start + length, dtype=torch.bool, device=like.device)
+    seen = hidden.tril(start)
+    if window is not None:
+        seen = seen.triu(start - window + 1)
+    return torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(~seen, -torch.inf)
 
 
 def _groups(segments: list[Segment]) -> Iterator[list[Segment]]:

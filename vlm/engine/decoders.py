@@ -1,8 +1,8 @@
 """Which way a decoder is run: the fastest one that gives its own numbers.
 
 Every way takes a step's embeddings (1, n, D) and gives the final states (B, D) of each row's
-last token. A way is tried on a few tokens before it is used: two prompts, then one token
-more of each, against one plain call of the decoder.
+last token. A way is tried on a few tokens before it is used: a prompt alone, then one token
+more of it beside another prompt, against one plain call of the decoder.
 """
 
 import logging
@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from vlm.engine.attention import running
-from vlm.engine.lean import lean_decoder
+from vlm.engine.compiled import CompiledDecoder, StaticSlotCache
+from vlm.engine.lean import LeanDecoder, lean_decoder
+from vlm.engine.packed import pack_linears
 from vlm.engine.slots import Segment, SlotCache, Step
 from vlm.model import CACHE_ARGUMENT
 
@@ -25,23 +27,44 @@ log = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
-def choose(decoder: Any, embeddings: nn.Module) -> Decode:
-    """The way to run `decoder`.
+def choose(model: Any, compile: bool = False) -> tuple[Decode, SlotCache]:
+    """The way to run a model's decoder, and the memory that it runs on.
 
     Args:
-        decoder: in evaluation mode.
-        embeddings: of its tokens, for the trial.
+        model: a `vlm.model.VisionLanguageModel` in evaluation mode.
+        compile: decode steps, if the decoder runs lean.
     """
+    decoder, embeddings = model.language_model.get_decoder(), model.get_input_embeddings()
+    lean = lean_decoder(decoder)
+    if lean is not None and _agrees(lean, decoder, embeddings):
+        return (CompiledDecoder(lean), StaticSlotCache()) if compile else (lean, SlotCache())
+    if compile:
+        log.warning("%s is not of the Llama family: it runs uncompiled", type(decoder).__name__)
     own = SlotDecoder(decoder)
-    for way in (lean_decoder(decoder), own):
-        if way is not None and _agrees(way, decoder, embeddings):
-            return way
+    if own is not None and _agrees(own, decoder, embeddings):
+        return own, SlotCache()
     log.warning(
         "%s does not use transformers' attention interface: each of its answers is computed "
         "by itself and anew for every token, which is slow",
         type(decoder).__name__,
     )
-    return Recompute(decoder)
+    return Recompute(decoder), SlotCache()
+
+
+def arrange(way: Decode, model: Any, copies: bool) -> None:
+    """Rearrange the weights of a `vlm.model.VisionLanguageModel` for a way of its decoder.
+
+    Args:
+        way: of `choose`.
+        model: the whole model.
+        copies: for steps of several rows too, see `vlm.engine.packed`.
+    """
+    joined: list[nn.Module] = []
+    lean = way.lean if isinstance(way, CompiledDecoder) else way
+    if isinstance(lean, LeanDecoder):
+        joined = lean.arrange(model.get_output_embeddings(), copies)
+    if copies:
+        pack_linears(model, joined)
 
 
 class SlotDecoder:
@@ -94,18 +117,19 @@ class Recompute:
 def _agrees(way: Decode, decoder: Any, embeddings: nn.Module) -> bool:
     weight = embeddings.weight
     assert isinstance(weight, torch.Tensor)
-    ids = torch.arange(9, device=weight.device) % len(weight)
+    ids = torch.arange(8, device=weight.device) % len(weight)
     tokens = embeddings(ids)[None]
     cache = SlotCache()
-    cache.reserve(2, 8)
+    cache.reserve(1, 8)
     try:
-        first = way(tokens[:, :7], Step([], [Segment(0, 0, 4), Segment(1, 0, 3)]), cache)
-        second = way(tokens[:, 7:], Step([4, 3], []), cache)
-        rows = tokens[0, torch.tensor([[0, 1, 2, 3, 7], [4, 5, 6, 8, 8]], device=weight.device)]
+        first = way(tokens[:, :4], Step([], [Segment(0, 0, 4)]), cache)
+        cache.reserve(2, 8)
+        second = way(tokens[:, 4:], Step([4], [Segment(1, 0, 3)]), cache)
+        rows = tokens[0, torch.tensor([[0, 1, 2, 3, 4], [5, 6, 7, 7, 7]], device=weight.device)]
         states = decoder(inputs_embeds=rows, use_cache=False).last_hidden_state
     except _FAILURES:
         return False
-    expected = torch.stack([states[0, 3], states[1, 2], states[0, 4], states[1, 3]])
+    expected = torch.stack([states[0, 3], states[0, 4], states[1, 2]])
     off = (torch.cat([first, second]) - expected).abs().max()
     allowed = _TOLERANCE.get(weight.dtype, _HALF_TOLERANCE)
     return bool(off <= allowed * expected.abs().max())

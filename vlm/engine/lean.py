@@ -8,21 +8,16 @@ norms of queries and keys), and is used only where it reproduces the decoder's o
 Shapes: n tokens a step, B rows, D width, H heads, G key-value heads, E head width.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from vlm.engine.attention import attend, stepping
-from vlm.engine.packed import Linear, pack_joined
+from vlm.engine.attention import attend, causal_mask, dot_product, stepping
+from vlm.engine.blocks import Block, is_llama_layer, norm_of
+from vlm.engine.packed import to_columns
+from vlm.engine.rotary import RotaryTable
 from vlm.engine.slots import SlotCache, Step
-
-_PARTS = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
-_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj")
-Norm = Callable[[torch.Tensor], torch.Tensor]
 
 
 class LeanDecoder:
@@ -30,73 +25,78 @@ class LeanDecoder:
 
     Args:
         decoder: of a supported structure, see `lean_decoder`.
+
+    Attributes:
+        blocks: its layers.
+        final: the norm after the last layer.
+        rotary: angles by position.
     """
 
     def __init__(self, decoder: Any) -> None:
-        self._decoder = decoder
-        self._norms = [
-            (_norm(layer.input_layernorm), _norm(layer.post_attention_layernorm))
-            for layer in decoder.layers
-        ]
-        self._final = _norm(decoder.norm)
-        self._fused: list[FusedLayer | None] = [None] * len(decoder.layers)
+        self.blocks = [Block(layer) for layer in decoder.layers]
+        self.final = norm_of(decoder.norm)
+        self.rotary = RotaryTable(decoder.rotary_emb)
+        self._embeddings = decoder.get_input_embeddings()
 
-    def fuse(self) -> list[nn.Module]:
-        """Join the weights of like inputs and pack them, where the hardware gains by it.
+    def arrange(self, head: nn.Module, copies: bool) -> list[nn.Module]:
+        """Rearrange weights where the hardware gains by it, see `vlm.engine.packed`.
+
+        Args:
+            head: which reads the decoder's states.
+            copies: pack them too, for steps of several rows.
 
         Returns:
-            The linear layers that are computed in this way.
+            The linear layers of the decoder that are computed in another way.
         """
-        self._fused = [fuse_layer(layer) for layer in self._decoder.layers]
-        return [part for fused in self._fused if fused is not None for part in fused.linears]
+        joined = [each for block in self.blocks for each in block.join()]
+        if head.weight is not self._embeddings.weight:
+            to_columns(head)
+        if copies:
+            for each in joined:
+                each.pack()
+        return [layer for each in joined for layer in each.layers]
 
     def __call__(self, embeds: torch.Tensor, step: Step, cache: SlotCache) -> torch.Tensor:
         """Embeddings (1, n, D) to final states (B, D) of each row's last token."""
-        decoder, device = self._decoder, embeds.device
+        run = step.only_run()
+        if run is not None:
+            return self._one_row(embeds[0], run.start, cache)
         positions, ends = step.position_ids(), step.last_tokens()
-        cos, sin = decoder.rotary_emb(embeds, torch.tensor([positions], device=device))
-        turn = (cos[0].unsqueeze(1), sin[0].unsqueeze(1))  # (n, 1, E)
-        states = embeds[0]
-        layers = list(zip(decoder.layers, self._norms, self._fused, strict=True))
+        states, device = embeds[0], embeds.device
+        turn = self.rotary.at(positions, embeds)
+        last = len(self.blocks) - 1
         with stepping(step, device):
-            for i, (layer, (before, after), fused) in enumerate(layers):
-                query = self._project(layer.self_attn, before(states), turn, i, cache, fused)
-                if i + 1 < len(layers):
-                    mixed = _attend(layer.self_attn, query)
-                    states = _close(layer, after, states, mixed, fused)
+            for i, block in enumerate(self.blocks):
+                query, key, value = block.heads(states, turn)
+                cache.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], i)
+                if i < last:
+                    states = block.close(states, _attend(block, query))
         # Of the last layer, only the last tokens are read: they attend like rows that run on.
-        last = torch.tensor(ends, device=device)
-        with stepping(Step([positions[end] for end in ends], []), device, cache.layer(i)):
-            mixed = _attend(layer.self_attn, query[last])
-        return self._final(_close(layer, after, states[last], mixed, fused))
+        rows = torch.tensor(ends, device=device)
+        with stepping(Step([positions[end] for end in ends], []), device, cache.layer(last)):
+            mixed = _attend(block, query[rows])
+        return self.final(block.close(states[rows], mixed))
 
-    def _project(
-        self,
-        attention: Any,
-        states: torch.Tensor,
-        turn: tuple[torch.Tensor, torch.Tensor],
-        layer: int,
-        cache: SlotCache,
-        fused: "FusedLayer | None",
-    ) -> torch.Tensor:
-        """Queries (n, H, E); keys and values go into the cache."""
-        shape = (len(states), -1, attention.head_dim)
-        if fused is not None:
-            all_heads = fused.qkv(states).view(shape)
-            heads, groups = fused.num_heads, fused.num_groups
-            both, value = all_heads[:, : heads + groups], all_heads[:, heads + groups :]
-            query, key = both[:, :heads], both[:, heads:]
-        else:
-            query = attention.q_proj(states).view(shape)
-            key = attention.k_proj(states).view(shape)
-            value = attention.v_proj(states).view(shape)
-            heads, both = query.shape[1], None
-        if hasattr(attention, "q_norm"):
-            query, key, both = attention.q_norm(query), attention.k_norm(key), None
-        both = _rotate(torch.cat([query, key], dim=1) if both is None else both, *turn)
-        query, key = both[:, :heads], both[:, heads:]
-        cache.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], layer)
-        return query
+    def _one_row(self, states: torch.Tensor, start: int, cache: SlotCache) -> torch.Tensor:
+        """The next tokens (n, D) of a row that is alone: slices instead of indices."""
+        number, last = len(states), len(self.blocks) - 1
+        end = start + number
+        turn = self.rotary.at(range(start, end), states)
+        masks: dict[int | None, torch.Tensor | None] = {}
+        for i, block in enumerate(self.blocks):
+            query, key, value = block.heads(states, turn)
+            keys, values = cache.write(i, start, key, value)
+            if i == last:  # of the last layer, only the last token is read
+                query, states, number = query[-1:], states[-1:], 1
+            window = block.window
+            first = max(0, end - window) if window and number == 1 else 0
+            if number > 1 and (start or window) and window not in masks:
+                masks[window] = causal_mask(start, number, window, query)
+            mask = masks.get(window) if number > 1 else None
+            seen = keys[:, :, first:end], values[:, :, first:end]
+            mixed = dot_product(query.transpose(0, 1)[None], *seen, mask, block.scaling, None)
+            states = block.close(states, mixed[0].transpose(0, 1).flatten(1))
+        return self.final(states)
 
 
 def lean_decoder(decoder: Any) -> LeanDecoder | None:
@@ -105,7 +105,7 @@ def lean_decoder(decoder: Any) -> LeanDecoder | None:
     Its numbers are to be tried, see `vlm.engine.decoders`.
     """
     layers = getattr(decoder, "layers", None)
-    if layers is None or not all(_is_llama_layer(layer) for layer in layers):
+    if layers is None or not all(is_llama_layer(layer) for layer in layers):
         return None
     if not (hasattr(decoder, "rotary_emb") and hasattr(decoder, "norm")):
         return None
@@ -115,96 +115,8 @@ def lean_decoder(decoder: Any) -> LeanDecoder | None:
     return LeanDecoder(decoder)
 
 
-def _is_llama_layer(layer: nn.Module) -> bool:
-    if not all(hasattr(layer, name) for name in _PARTS):
-        return False
-    attention, mlp = layer.self_attn, layer.mlp
-    gated = ("gate_proj", "up_proj", "down_proj", "act_fn")
-    return (
-        all(hasattr(attention, name) for name in (*_LINEAR, "head_dim", "scaling"))
-        and all(hasattr(mlp, name) for name in gated)
-        and len(list(layer.children())) == len(_PARTS)
-    )
-
-
-def _close(
-    layer: Any,
-    norm: Norm,
-    states: torch.Tensor,
-    mixed: torch.Tensor,
-    fused: "FusedLayer | None",
-) -> torch.Tensor:
-    """The rest of a layer after its attention."""
-    if fused is not None:
-        states = states + fused.out(mixed)
-        gate, up = fused.gate_up(norm(states)).chunk(2, dim=-1)
-        return states + fused.down(layer.mlp.act_fn(gate) * up)
-    states = states + layer.self_attn.o_proj(mixed)
-    inner, mlp = norm(states), layer.mlp
-    return states + mlp.down_proj(mlp.act_fn(mlp.gate_proj(inner)) * mlp.up_proj(inner))
-
-
-@dataclass(frozen=True)
-class FusedLayer:
-    """A layer's linear parts by packed weights.
-
-    Attributes:
-        qkv: (n, D) to queries, keys and values side by side, (n, (H + 2 G) * E).
-        out: of attention.
-        gate_up: (n, D) to the gate and what it lets through, side by side.
-        down: back to (n, D).
-        num_heads, num_groups: H and G.
-        linears: the layers that these stand for.
-    """
-
-    qkv: Linear
-    out: Linear
-    gate_up: Linear
-    down: Linear
-    num_heads: int
-    num_groups: int
-    linears: tuple[nn.Module, ...]
-
-
-def fuse_layer(layer: Any) -> FusedLayer | None:
-    """The fused form of a layer of the Llama family, or None where it cannot be packed."""
-    attention, mlp = layer.self_attn, layer.mlp
-    sets = (
-        (attention.q_proj, attention.k_proj, attention.v_proj),
-        (attention.o_proj,),
-        (mlp.gate_proj, mlp.up_proj),
-        (mlp.down_proj,),
-    )
-    qkv, out, gate_up, down = (pack_joined(part) for part in sets)
-    if qkv is None or out is None or gate_up is None or down is None:
-        return None
-    width = attention.head_dim
-    heads = attention.q_proj.out_features // width
-    groups = attention.k_proj.out_features // width
-    return FusedLayer(
-        qkv, out, gate_up, down, heads, groups, tuple(each for linears in sets for each in linears)
-    )
-
-
-def _attend(attention: Any, query: torch.Tensor) -> torch.Tensor:
+def _attend(block: Block, query: torch.Tensor) -> torch.Tensor:
     """(n, H, E) to (n, H * E)."""
-    nothing = query[:0]
-    mixed, _ = attend(
-        attention, query.transpose(0, 1)[None], nothing, nothing, None, attention.scaling
-    )
-    return mixed[0].flatten(1)
-
-
-def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding (Su et al. 2021), by halves as in Llama."""
-    first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def _norm(module: Any) -> Norm:
-    """One operation for a plain RMS norm in float32; any other as it is."""
-    weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-    if weight is None or epsilon is None or weight.dtype != torch.float32:
-        return module
-    shape = tuple(weight.shape)
-    return lambda states: F.rms_norm(states, shape, weight, epsilon)
+    nothing, module = query[:0], block.attention
+    queries = query.transpose(0, 1)[None]
+    return attend(module, queries, nothing, nothing, None, block.scaling)[0][0].flatten(1)

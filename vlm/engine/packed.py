@@ -47,33 +47,91 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     return "forward" not in vars(layer) and _fits(layer.weight)
 
 
-@torch.no_grad()
-def pack_joined(layers: Sequence[nn.Module]) -> Linear | None:
+class Joined:
     """Linear layers of one input as one product: (n, in) to their outputs side by side.
 
-    Returns:
-        None where they cannot be packed.
+    In float32 the product's weight lies column by column, which is the fastest for a single
+    row, and the layers' own weights become parts of it, so that no memory is added. They
+    stay what they were to everyone else: only their strides are others.
+
+    Args:
+        layers: of which `is_plain` holds.
+
+    Attributes:
+        layers: as given.
     """
-    plain: list[nn.Linear] = [layer for layer in layers if is_plain(layer)]
-    if len(plain) < len(layers):
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        self.layers = list(layers)
+        self._bias = _joined_bias(layers)
+        self._packed: torch.Tensor | None = None
+        self._weight: torch.Tensor | None = None
+        if layers[0].weight.dtype == torch.float32:
+            self._weight = _columns(layers)
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, in) -> (n, all outputs)."""
+        packed = None if torch.compiler.is_compiling() else self._packed
+        if self._weight is not None and (packed is None or len(features) == 1):
+            return F.linear(features, self._weight, self._bias)
+        if packed is not None:
+            return _product(features, packed, self._bias)
+        return torch.cat([layer(features) for layer in self.layers], dim=-1)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def pack(self) -> bool:
+        """Compute more rows than one from a packed copy, if that gives the same values."""
+        weight = self._weight
+        if weight is None:
+            weight = torch.cat([layer.weight for layer in self.layers])
+        try:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+            linear = partial(_product, weight=packed, bias=self._bias)
+            if _is_close(linear, weight, self._bias):
+                self._packed = packed
+        except (AttributeError, RuntimeError):  # another build of PyTorch
+            return False
+        return self._packed is not None
+
+
+def to_columns(layer: nn.Module) -> None:
+    """Let a plain layer's weight lie column by column, as those of `Joined` do."""
+    if is_plain(layer) and layer.weight.dtype == torch.float32:
+        Joined([layer])
+
+
+def _columns(layers: Sequence[nn.Linear]) -> torch.Tensor:
+    """The weights (all outputs, in) of which the layers' are parts, column by column."""
+    first, total = layers[0].weight, sum(layer.out_features for layer in layers)
+    offset, storage = first.storage_offset(), first.untyped_storage().data_ptr()
+    joined_already = True  # by another engine of the same model
+    for layer in layers:
+        w = layer.weight
+        joined_already &= w.stride() == (1, total) and w.untyped_storage().data_ptr() == storage
+        joined_already &= w.storage_offset() == offset
+        offset += layer.out_features
+    if joined_already:
+        shape = (total, first.shape[1])
+        return first.detach().as_strided(shape, (1, total), first.storage_offset())
+    weight = torch.cat([layer.weight.detach().t() for layer in layers], dim=1).t()
+    start = 0
+    for layer in layers:
+        layer.weight.data = weight[start : start + layer.out_features]
+        start += layer.out_features
+    return weight
+
+
+def _joined_bias(layers: Sequence[nn.Linear]) -> torch.Tensor | None:
+    if all(layer.bias is None for layer in layers):
         return None
-    weights: list[torch.Tensor] = [layer.weight.detach() for layer in plain]
-    weight = torch.cat(weights)
-    bias = None
-    if any(layer.bias is not None for layer in plain):
-        biases: list[torch.Tensor] = [
-            layer.weight.new_zeros(layer.out_features)
-            if layer.bias is None
-            else layer.bias.detach()
-            for layer in plain
-        ]
-        bias = torch.cat(biases)
-    try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        linear = partial(_product, weight=packed, bias=bias)
-        return linear if _is_close(linear, weight, bias) else None
-    except (AttributeError, RuntimeError):  # another build of PyTorch
-        return None
+    biases: list[torch.Tensor] = [
+        layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
+        for layer in layers
+    ]
+    return torch.cat(biases)
 
 
 def _product(
@@ -92,10 +150,12 @@ def _is_close(linear: Linear, weight: torch.Tensor, bias: torch.Tensor | None) -
 
 
 def unpack_linears(model: nn.Module) -> None:
-    """Undo `pack_linears` and free the copies."""
+    """Undo `pack_linears` and `Joined`, and free the copies."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
             vars(layer).pop("forward", None)
+            if not layer.weight.is_contiguous():
+                layer.weight.data = layer.weight.data.contiguous()
 
 
 def _fits(weight: torch.Tensor) -> bool:
@@ -106,7 +166,7 @@ def _fits(weight: torch.Tensor) -> bool:
 @torch.no_grad()
 def _pack(layer: nn.Linear) -> bool:
     try:
-        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().contiguous())
         linear = partial(_packed_linear, layer=layer, weight=weight)
         if not _is_close(linear, layer.weight, layer.bias):
             return False
@@ -118,7 +178,9 @@ def _pack(layer: nn.Linear) -> bool:
 
 def _packed_linear(features: torch.Tensor, layer: nn.Linear, weight: torch.Tensor) -> torch.Tensor:
     """(..., in) -> (..., out)."""
-    single = features.numel() == layer.in_features and layer.weight.numel() < _SMALL
-    if single or torch.is_grad_enabled() or features.dtype != layer.weight.dtype:
+    single = features.numel() == layer.in_features
+    if single and (layer.weight.numel() < _SMALL or layer.weight.stride(0) == 1):
+        return F.linear(features, layer.weight, layer.bias)
+    if torch.is_grad_enabled() or features.dtype != layer.weight.dtype:
         return F.linear(features, layer.weight, layer.bias)
     return _product(features, weight, layer.bias)

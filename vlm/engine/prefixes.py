@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from vlm.engine.cache import ByteBoundMap, FeatureKey
+from vlm.engine.slots import Layers
 
 DEFAULT_PREFIX_BYTES = 2**30
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def token_keys(ids: Sequence[int], image_token: int, pictures: Sequence[FeatureKey]) -> np.ndarray:
@@ -47,17 +46,22 @@ def shared_length(first: np.ndarray, second: np.ndarray) -> int:
     return int(different[0]) if len(different) else size
 
 
-@dataclass(frozen=True)
+@dataclass
 class Kept:
-    """A sequence and its keys and values (G, S, E), layer by layer."""
+    """A sequence and its keys and values (G, S, E), layer by layer.
+
+    Attributes:
+        spare: whether what lies behind them in memory is still nobody's.
+    """
 
     tokens: np.ndarray
     layers: Layers
+    spare: bool = True
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(t.numel() * t.element_size() for pair in self.layers for t in pair)
+        """Bytes of all tensors, with the room behind them."""
+        return sum(t.untyped_storage().nbytes() for pair in self.layers for t in pair)
 
 
 class PrefixStore(ByteBoundMap[bytes, Kept]):
@@ -82,6 +86,12 @@ class PrefixStore(ByteBoundMap[bytes, Kept]):
                 return 0, None
             self._entries.move_to_end(found)
             return best, self._entries[found]
+
+    def claim(self, kept: Kept) -> bool:
+        """Whether the memory behind a kept sequence is the caller's from now on: once only."""
+        with self._lock:
+            free, kept.spare = kept.spare, False
+            return free
 
     def keep(self, tokens: np.ndarray, layers: Layers) -> None:
         """Keep a sequence; kept sequences that it begins with are dropped for it."""

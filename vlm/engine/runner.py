@@ -1,8 +1,8 @@
 """Prompts through the model: what waits is admitted, what runs gets one token a step.
 
-Any thread that waits for an answer may take the step that brings all running answers
-forward, in the order of asking; there is no thread of the engine's own. Requests that
-arrive meanwhile join at the next step. Shapes: B rows running, V vocabulary.
+Any thread that waits for an answer may take the step that brings all running answers forward,
+in the order of asking; the engine has no thread of its own. Requests that arrive meanwhile
+join at the next step. Shapes: B rows running, V vocabulary.
 """
 
 import dataclasses
@@ -15,16 +15,14 @@ import numpy as np
 import torch
 
 from vlm.engine.cache import FeatureCache
-from vlm.engine.decoders import choose
+from vlm.engine.decoders import arrange, choose
 from vlm.engine.features import Encoder
 from vlm.engine.in_order import answer_all
-from vlm.engine.lean import LeanDecoder
-from vlm.engine.packed import pack_linears
 from vlm.engine.prefixes import PrefixStore, shared_length
 from vlm.engine.request import Completion, Request, Row
 from vlm.engine.sampling import BAD_LOGITS, Draw, draw_rows
 from vlm.engine.scheduler import Scheduler
-from vlm.engine.slots import Segment, SlotCache, Step, affordable
+from vlm.engine.slots import Segment, Step, affordable
 from vlm.engine.task import Task
 from vlm.engine.turns import TurnLock
 from vlm.errors import GenerationError
@@ -41,10 +39,11 @@ class Engine:
         model: in evaluation mode; its weights must not change while the engine lives.
         processor: of the same folder.
         identity: of the weights, for cache keys; by default unique to this engine.
-        cache: for visual tokens; by default a new one of 256 MiB.
-        prefixes: for keys and values of earlier prompts; by default a new one of 1 GiB.
-        scheduler: how many run together; by default 32, fewer where their keys and values
-            would need more than 4 GiB, or half of the free memory of a GPU.
+        cache: for visual tokens; by default of 256 MiB.
+        prefixes: for keys and values of earlier prompts; by default of 1 GiB.
+        scheduler: how many run together; by default 32, fewer where keys and values would
+            need more than 4 GiB, or half of a GPU's free memory.
+        compile: decode steps, see `vlm.engine.compiled`.
     """
 
     def __init__(
@@ -55,6 +54,7 @@ class Engine:
         cache: FeatureCache | None = None,
         prefixes: PrefixStore | None = None,
         scheduler: Scheduler[Task] | None = None,
+        compile: bool = False,
     ) -> None:
         self.model = model
         self.processor = processor
@@ -67,9 +67,8 @@ class Engine:
         self.identity = identity or uuid.uuid4().hex[:16]
         self.encoder = Encoder(model, processor, self.identity, self.cache)
         self.lock = TurnLock()
-        self._slots = SlotCache()
-        self._packed = False
-        self._decode = choose(model.language_model.get_decoder(), model.get_input_embeddings())
+        self._arranged = 0  # 1 in place, 2 with copies
+        self._decode, self._slots = choose(model, compile)
 
     def ahead(self, request: Request) -> Request:
         """The request with its pixels made, for a thread that need not wait for the model."""
@@ -101,6 +100,8 @@ class Engine:
             QueueFullError: too many requests wait already; raised here.
         """
         (task,) = self.submit([request])
+        if request.keep and not self._arranged:
+            self.optimize(copies=False)
         return self._steps(task)
 
     def generate_all(
@@ -138,14 +139,17 @@ class Engine:
             self.scheduler.submit(tasks)
         return tasks
 
-    def optimize(self) -> None:
-        """Rearrange weights for faster steps where the hardware gains by it; done once."""
+    def optimize(self, copies: bool = True) -> None:
+        """Rearrange weights for faster steps where the hardware gains by it; done once.
+
+        Args:
+            copies: for steps of several rows too, which takes the weights' memory once more.
+        """
         with self.lock:
-            if not self._packed:
-                decode = self._decode
-                fused = decode.fuse() if isinstance(decode, LeanDecoder) else []
-                pack_linears(self.model, fused)
-                self._packed = True
+            if self._arranged > copies:
+                return
+            arrange(self._decode, self.model, copies)
+            self._arranged = 1 + copies
 
     def step(self) -> bool:
         """One token for every running request, new ones included; False if none is left."""
@@ -185,7 +189,6 @@ class Engine:
         old = list(self.scheduler.running)
         new = self.scheduler.admit()
         if not old and not new:
-            self._slots.release()
             return False
         try:
             self._advance(old, new)
@@ -226,10 +229,11 @@ class Engine:
         if shared >= _LEAST_SHARED and self.prefixes.match(first.tokens)[0] < shared:
             self._keep(first.tokens[:shared], place)
 
-    def _keep(self, sequence: np.ndarray, place: int) -> None:
+    def _keep(self, sequence: np.ndarray, place: int, ends: bool = False) -> None:
         """Keep the row's keys and values for later prompts, if there is memory for them."""
+        take = self._slots.hand_over if ends else self._slots.copy_out
         with suppress(torch.OutOfMemoryError):
-            self.prefixes.keep(sequence, self._slots.copy_out(place, len(sequence)))
+            self.prefixes.keep(sequence, take(place, len(sequence)))
 
     def _take_over(self, place: int, task: Task) -> int:
         """Fill a place with what an earlier prompt has in common; how much that is."""
@@ -237,7 +241,10 @@ class Engine:
         shared = min(shared, len(task.tokens) - 1)  # the last position gives the first token
         if kept is None or shared < _LEAST_SHARED:
             return 0
-        self._slots.copy_in(place, shared, kept.layers)
+        if self._slots.single and shared == len(kept.tokens) and self.prefixes.claim(kept):
+            self._slots.take_over(kept.layers, len(task.tokens))
+        else:
+            self._slots.copy_in(place, shared, kept.layers)
         return shared
 
     def _forward(self, step: Step, old: list[Task], new: list[Task]) -> torch.Tensor:
@@ -269,8 +276,10 @@ class Engine:
         """Ended rows leave; a row that asked for it leaves its keys and values behind."""
         for place, task in enumerate(self.scheduler.running):
             if task.ended and task.error is None and task.request.keep and task.length:
-                self._keep(task.sequence(), place)
+                self._keep(task.sequence(), place, ends=True)
         self.scheduler.retire(self._move)
+        if not self.scheduler.running:
+            self._slots.release()  # a kept sequence may lie there
 
     def _move(self, source: int, target: int) -> None:
         self._slots.move(source, target, self.scheduler.running[target].length)
@@ -283,7 +292,7 @@ class Engine:
             self.scheduler.put_back(new)
             self.scheduler.max_step_tokens = max(1, sum(task.num_tokens for task in new) // 2)
             return
-        victim = (new or sorted(old, key=lambda task: task.length))[-1]
+        victim = new[-1] if new else max(old, key=lambda task: task.length)
         victim.error = GenerationError(
             f"out of memory for a prompt of {victim.num_tokens} positions beside {len(old)} "
             f"running answers ({error}); use fewer pictures, a smaller batch or quantize='4bit'"

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
 
 _GROWTH = 64  # positions; growing copies everything, so it must be rare
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
 current = threading.local()  # the step that runs in this thread, see `vlm.engine.attention`
 
 
@@ -41,7 +42,14 @@ class Step:
 
     lengths: list[int]
     segments: list[Segment]
-    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    masks: dict[object, torch.Tensor] = field(default_factory=dict)
+
+    def only_run(self) -> Segment | None:
+        """The tokens of the step, if a single row is all that runs."""
+        if len(self.lengths) + len(self.segments) != 1:
+            return None
+        run = self.segments[0] if self.segments else Segment(0, self.lengths[0], 1)
+        return run if run.place == 0 else None
 
     def position_ids(self) -> list[int]:
         """Position of each of the n tokens in its own row."""
@@ -79,7 +87,9 @@ class SlotCache(Cache):
             return
         self._rows = max(rows, self._rows)
         if positions > self._positions:
-            self._positions = -(-positions // _GROWTH) * _GROWTH
+            # A row alone is the next turn of a chat, mostly, and more of them will come.
+            spare = positions // 4 if self.single else 0
+            self._positions = -(-(positions + spare) // _GROWTH) * _GROWTH
         for store in (self.keys, self.values):
             for i, old in enumerate(store):
                 new = old.new_zeros(self._rows, old.shape[1], self._positions, old.shape[3])
@@ -93,6 +103,8 @@ class SlotCache(Cache):
 
     def wipe(self, place: int) -> None:
         """Zero a place that numbers without meaning were written to."""
+        if self.single:  # its tensors may be another's too, see `take_over`
+            self.release()
         for store in (self.keys, self.values):
             for layer in store:
                 layer[place].zero_()
@@ -103,19 +115,44 @@ class SlotCache(Cache):
             for layer in store:
                 layer[target, :, :length] = layer[source, :, :length]
 
-    def copy_out(self, place: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def copy_out(self, place: int, length: int) -> Layers:
         """Keys and values (G, length, E) of a row, layer by layer."""
         pairs = zip(self.keys, self.values, strict=True)
         return [(k[place, :, :length].clone(), v[place, :, :length].clone()) for k, v in pairs]
 
-    def copy_in(
-        self, place: int, length: int, row: list[tuple[torch.Tensor, torch.Tensor]]
-    ) -> None:
+    def hand_over(self, place: int, length: int) -> Layers:
+        """As `copy_out` of a row that ends: if it is alone, nothing is copied or remains here."""
+        if not self.single or 3 * length < 2 * self._positions:  # a third may be spare
+            return self.copy_out(place, length)
+        pairs = zip(self.keys, self.values, strict=True)
+        row = [(k[0, :, :length], v[0, :, :length]) for k, v in pairs]
+        self.release()
+        return row
+
+    @property
+    def single(self) -> bool:
+        """Whether there is room for one row only."""
+        return self._rows == 1
+
+    def copy_in(self, place: int, length: int, row: Layers) -> None:
         """Put the first `length` positions of a row that was copied out into a place."""
         for layer, (keys, values) in enumerate(row):
             self.start_layer(layer, keys[None], values[None])
             self.keys[layer][place, :, :length] = keys[:, :length]
             self.values[layer][place, :, :length] = values[:, :length]
+
+    def take_over(self, row: Layers, positions: int) -> None:
+        """Go on with a row that was handed over, as the only one, where it lies.
+
+        Its own positions are not written to, what lies behind them is.
+
+        Args:
+            row: of which `vlm.engine.prefixes.PrefixStore.claim` holds.
+            positions: to make room for, if there is less.
+        """
+        self.keys, self.values = ([_whole(t) for t in part] for part in zip(*row, strict=True))
+        self._rows, self._positions = 1, self.keys[0].shape[2]
+        self.reserve(1, positions)
 
     def update(
         self,
@@ -129,12 +166,6 @@ class SlotCache(Cache):
         self.start_layer(layer_idx, key_states, value_states)
         step: Step = current.step
         count = len(step.lengths)
-        if count == 1 and not step.segments:  # without index tensors
-            place = step.lengths[0]
-            self.keys[layer_idx][0, :, place] = key_states[0, :, 0]
-            self.values[layer_idx][0, :, place] = value_states[0, :, 0]
-            current.layer = (self.keys[layer_idx], self.values[layer_idx])
-            return key_states, value_states
         for store, states in ((self.keys, key_states), (self.values, value_states)):
             layer, new = store[layer_idx], states[0].transpose(0, 1)  # (n, G, E)
             if count:
@@ -147,6 +178,22 @@ class SlotCache(Cache):
                 offset += s.length
         current.layer = (self.keys[layer_idx], self.values[layer_idx])
         return key_states, value_states
+
+    def write(
+        self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write keys and values (n, G, E) of the first row from a position on.
+
+        Returns:
+            All keys and values of the row, (1, G, S, E).
+        """
+        keys, values = keys.transpose(0, 1), values.transpose(0, 1)
+        self.start_layer(layer, keys[None], values[None])
+        held = self.keys[layer][:1], self.values[layer][:1]
+        end = start + keys.shape[1]
+        held[0][0, :, start:end] = keys
+        held[1][0, :, start:end] = values
+        return held
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (R, G, S, E) of a layer."""
@@ -166,6 +213,19 @@ class SlotCache(Cache):
             for store, states in ((self.keys, keys), (self.values, values)):
                 shape = (self._rows, states.shape[1], self._positions, states.shape[3])
                 store.append(states.new_zeros(shape))
+
+
+def capacity(states: torch.Tensor) -> int:
+    """Positions that the memory of one layer's keys or values (G, length, E) has room for."""
+    groups, _, width = states.shape
+    return states.untyped_storage().nbytes() // (states.element_size() * groups * width)
+
+
+def _whole(states: torch.Tensor) -> torch.Tensor:
+    """All the memory (1, G, S, E) behind a row that was handed over, (G, length, E)."""
+    (groups, _, width), positions = states.shape, capacity(states)
+    size = positions * width
+    return states.as_strided((1, groups, positions, width), (groups * size, size, width, 1))
 
 
 def affordable(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> int:

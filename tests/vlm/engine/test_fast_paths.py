@@ -17,7 +17,7 @@ from vlm import testing
 from vlm.checkpoint import compose, load_checkpoint
 from vlm.engine.decoders import Recompute, SlotDecoder
 from vlm.engine.lean import LeanDecoder
-from vlm.engine.packed import pack_joined, pack_linears, unpack_linears
+from vlm.engine.packed import pack_linears, unpack_linears
 from vlm.engine.request import Request
 from vlm.engine.runner import Engine
 from vlm.engine.sampling import Sampling
@@ -255,26 +255,3 @@ def test_out_of_memory_halves_what_starts_and_ends_one_row_at_most(
     monkeypatch.undo()
     engine.scheduler.max_step_tokens = 8192
     assert ids(engine.generate(requests)) == expected
-
-
-@pytest.mark.parametrize("biased", [(False, False), (True, True), (True, False)])
-def test_joined_layers_are_those_of_each(biased: tuple[bool, bool]) -> None:
-    torch.manual_seed(0)
-    layers = [nn.Linear(48, size, bias=bias) for size, bias in zip((64, 33), biased, strict=True)]
-    joined = pack_joined(layers)
-    assert joined is not None, "this CPU has no packed products; the test needs them"
-    for rows in (1, 2, 7):
-        features = torch.randn(rows, 48)
-        with torch.inference_mode():
-            expected = torch.cat([layer(features) for layer in layers], dim=1)
-            torch.testing.assert_close(joined(features), expected, atol=1e-5, rtol=1e-5)
-    assert pack_joined([*layers, nn.Identity()]) is None
-    assert pack_joined([nn.Linear(4, 4).double()]) is None
-
-
-def test_a_layer_that_is_joined_is_not_packed_once_more(folder: Path) -> None:
-    engine = Engine(*load_checkpoint(folder))
-    engine.optimize()
-    layer = engine.model.language_model.get_decoder().layers[0]
-    assert "forward" not in vars(layer.self_attn.q_proj)
-    assert "forward" in vars(engine.model.vision_tower.encoder.layers[0].mlp.fc1)
