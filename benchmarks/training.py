@@ -39,12 +39,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from train.arguments import training_arguments
 from train.config import RunConfig
 from train.dataset import RecordDataset
 from train.jobs import JOBS
 from train.samples import survey_data
 from train.stages import STAGES, apply_stage
-from train.trainer import StageTrainer, training_arguments
+from train.trainer import StageTrainer
 from vlm import testing
 from vlm.checkpoint import load_checkpoint
 from vlm.messages import Record

@@ -30,7 +30,7 @@ def register(app: typer.Typer, planner: Callable[[], ModuleType]) -> None:
             int | None, typer.Option(min=1, help="Of an epoch; by default the data's.")
         ] = None,
         tokens: Annotated[
-            int | None, typer.Option(min=2, help="Of a record, visual ones included.")
+            int | None, typer.Option(min=2, help="Of a record; by default the data's.")
         ] = None,
         parts: Annotated[
             tuple[str, str] | None,
@@ -55,7 +55,8 @@ def register(app: typer.Typer, planner: Callable[[], ModuleType]) -> None:
             parts=parts,
         )
         if json_:
-            print(json.dumps({**vars(found), "total": found.total}, indent=1))
+            told = {**vars(found), "load": vars(found.load), "total": found.total}
+            print(json.dumps(told, indent=1))
             return
         from rich.console import Console
         from rich.table import Table

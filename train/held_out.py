@@ -2,19 +2,47 @@
 
 from typing import Any
 
+from torch.utils.data import Dataset
 from transformers import Trainer
 
 from train.ranks import everybody
 from vlm.padding import IGNORE_INDEX
 
 
+class FilledUp(Dataset[Any]):
+    """A data set with Nones behind its records, up to a multiple of a number.
+
+    The collator leaves them out, see `train.quarantine.Quarantine`.
+    """
+
+    def __init__(self, data: Any, multiple: int) -> None:
+        self._data, self._multiple = data, multiple
+
+    def __len__(self) -> int:
+        return -(-len(self._data) // self._multiple) * self._multiple
+
+    def __getitem__(self, index: int) -> Any:
+        return self._data[index] if index < len(self._data) else None
+
+
 class HeldOutLoss(Trainer):
     """Trainer that weighs each held-out batch by its supervised tokens.
 
     Trainer itself takes the mean of the batches' means, so that a short answer in a batch of
-    short ones counts for more than the same answer beside a long one. Where the records do not
-    divide by ranks and batches, the first of them fill the last batches up, and count twice.
+    short ones counts for more than the same answer beside a long one. And where the records do
+    not divide by ranks and batches, it fills the last batches up with the first records, which
+    count twice; here nothing does, see `FilledUp`.
     """
+
+    weighs_tokens = True  # False where a loss is of whole batches, not of their tokens
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As in Trainer, with batches of records and of nothing that divide by the ranks."""
+        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        size = self.args.world_size
+        if size > 1 and self.weighs_tokens and isinstance(data, Dataset):
+            data = FilledUp(data, size * self.args.eval_batch_size)
+        return super().get_eval_dataloader(data)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As in Trainer, with the loss of all tokens."""

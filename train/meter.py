@@ -44,6 +44,7 @@ class Meter:
     Args:
         model: which is trained; frozen and unfrozen already.
         num_records: how many records this rank has drawn so far.
+        waited: seconds that this rank has waited for them so far.
         add_up: a tensor's sum over all ranks; every rank calls it at the same time.
         clock: seconds.
     """
@@ -52,12 +53,14 @@ class Meter:
         self,
         model: nn.Module,
         num_records: Callable[[], int],
+        waited: Callable[[], float],
         add_up: Callable[[Tensor], Tensor],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._parts = trained_parts(model)
         self._model = model
-        self._num_records, self._add_up, self._clock = num_records, add_up, clock
+        self._num_records, self._waited = num_records, waited
+        self._add_up, self._clock = add_up, clock
         self._norms: dict[str, Tensor] = {}
         self._rates: Numbers = {}
         self._hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
@@ -66,7 +69,7 @@ class Meter:
     def begin(self) -> None:
         """Count and time from here."""
         self._started = self._reached = self._clock()
-        self._records_before = self._num_records()
+        self._records_before, self._waited_before = self._num_records(), self._waited()
         self._tokens: Tensor | int = 0
         self._positions = 0
         self._rested = 0.0
@@ -104,19 +107,24 @@ class Meter:
 
         Returns:
             samples_per_second and tokens_per_second of all ranks together, padding_share of
-            all positions, and grad_norm_PART and learning_rate_PART of the last step. A token
+            all positions, waiting_share of the time (for records: more num_workers lower it),
+            and grad_norm_PART and learning_rate_PART of the last step. A token
             is a position that is computed: a beginning that records share counts once.
         """
         seconds = self._clock() - self._started - self._rested
         records = self._num_records() - self._records_before
-        local = [torch.as_tensor(n) for n in (records, self._tokens, self._positions)]
+        waited = self._waited() - self._waited_before
+        times = [round(1e6 * each) for each in (waited, seconds)]
+        counts = (records, self._tokens, self._positions, *times)
+        local = [torch.as_tensor(count) for count in counts]
         device = next(self._model.parameters()).device
         mine = torch.stack([count.to(device, torch.long) for count in local])
-        num_records, tokens, positions = self._add_up(mine).tolist()
+        num_records, tokens, positions, waiting, lasting = self._add_up(mine).tolist()
         found = {
             "samples_per_second": num_records / seconds,
             "tokens_per_second": tokens / seconds,
             "padding_share": 1 - tokens / positions if positions else 0.0,
+            "waiting_share": waiting / lasting if lasting else 0.0,
             **{f"grad_norm_{part}": norm for part, norm in self._before_clipping(logs)},
             **{f"learning_rate_{part}": rate for part, rate in self._rates.items()},
         }

@@ -180,6 +180,7 @@ def _figures(history: Sequence[Row]) -> list[tuple[str, str]]:
         ("samples/s", "samples_per_second", "{:,.1f}"),
         ("tokens/s", "tokens_per_second", "{:,.0f}"),
         ("padding", "padding_share", "{:.0%}"),
+        ("waiting for data", "waiting_share", "{:.0%}"),
     )
     found = ((label, shape, _points(history, key)) for label, key, shape in asked)
     return [(label, shape.format(points[-1][1])) for label, shape, points in found if points]

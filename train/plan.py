@@ -13,6 +13,7 @@ from torch import nn
 from train.config import load_config
 from train.dataset import RecordDataset
 from train.outline import llava_config, meta_model, shipped_runs
+from train.plan_load import load_of_data
 from train.plan_memory import Load, load_of, memory_of
 from train.settings import RunConfig
 from vlm.errors import ConfigError, RecordError
@@ -41,6 +42,7 @@ class Plan:
         memory: bytes by part on each card.
         micro_batch: records of a forward pass on each card.
         accumulation: forward passes of a step.
+        load: of a mean record.
         tokens: of the whole run.
         flops: of the whole run.
         hours: at the stated share of the cards' speed.
@@ -50,6 +52,7 @@ class Plan:
     memory: Mapping[str, float]
     micro_batch: int
     accumulation: int
+    load: Load
     tokens: float
     flops: float
     hours: float
@@ -105,6 +108,7 @@ def plan(
         memory=parts,
         micro_batch=micro,
         accumulation=a_card // micro,
+        load=load,
         tokens=seen * load.tokens,
         flops=flops,
         hours=flops / (gpus * tflops * 1e12 * mfu) / 3600,
@@ -158,6 +162,7 @@ def rows_of(found: Plan) -> list[tuple[str, str]]:
         ("a card in all", f"{found.total / _GB:,.2f} GB"),
         ("batch_size", str(found.micro_batch)),
         ("gradient_accumulation", str(found.accumulation)),
+        ("tokens of a record", f"{found.load.tokens:,}, {found.load.learnt:,} of them learnt"),
         ("tokens", f"{found.tokens:,.0f}"),
         ("operations", f"{found.flops:.3g}"),
         ("hours", f"{found.hours:,.2f}"),
@@ -190,7 +195,8 @@ def plan_recipe(
         recipe: a file or a shipped name.
         overrides: ``key=value``.
         records: of an epoch; by default those of the data files.
-        tokens: of a mean record; by default the visual ones and 200.
+        tokens: of a mean record; by default those of a sample of the data, and where there is
+            none yet the visual ones and 200.
         parts: folders of tower and language model, where ``model.start`` is not made yet; by
             default those of the shipped recipe that makes it.
         card: a key of `CARDS`, for what the next two do not say.
@@ -218,5 +224,7 @@ def plan_recipe(
         raise ConfigError(f"{recipe}: its parts are not made yet; make them, or name others")
     model, _ = meta_model(config, found)
     number = records or _count(config)
+    sampled = tokens is None and all(Path(path).is_file() for path in config.data)
+    load = load_of_data(seen, list(shipped_runs().values())) if sampled else None
     options |= {"memory": memory or CARDS[card][0], "tflops": tflops or CARDS[card][1]}
-    return plan(config, model, load_of(found, tokens, None), records=number, **options)
+    return plan(config, model, load or load_of(found, tokens, None), records=number, **options)

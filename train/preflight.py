@@ -14,10 +14,11 @@ from train.config import RunConfig
 from train.dataset import RecordDataset
 from train.liger import check_liger
 from train.outline import llava_config, maker_of, meta_model, processor_of
+from train.plan_load import limits_of, mean_load
 from train.plan_memory import Load, load_of, memory_of
 from train.run import is_finished
 from train.sharding import check_sharding
-from train.survey import Limits, survey
+from train.survey import survey
 from train.trackers import check_trackers
 from vlm.caption_ranks import ranks_of_environment
 from vlm.errors import ConfigError, RecordError, VlmError
@@ -28,7 +29,6 @@ from vlm.processor import Processor
 from vlm.weights import shard_paths
 
 SAMPLE = 200  # records of each file that are read and encoded
-_LOAD = 32  # of them, whose supervised tokens are counted
 
 
 class Beginning(RecordDataset):
@@ -157,16 +157,13 @@ def _check_parts(config: RunConfig, earlier: Sequence[RunConfig]) -> None:
 
 def _encode(seen: Outlook, processor: Processor) -> None:
     """Encode the first records as the run will; notes problems, and the load of a mean record."""
-    batches = seen.config.batches
-    most = min(batches.max_length or processor.context_length, processor.context_length)
+    limits = limits_of(seen.config, processor)
     for data in [data for data in seen.data if not data.malformed]:
         with seen.noting():
-            found = survey(data, processor, Limits(most, batches.over_long))
             if data is seen.data[0]:
-                some = [data[int(index)].messages for index in found.record[:_LOAD]]
-                learnt = sum(sum(processor.encode_ids(messages)[1]) for messages in some)
-                pictures = float((found.picture > 0).mean())
-                seen.load = Load(int(found.length.mean()), max(1, learnt // len(some)), pictures)
+                seen.load = mean_load(data, processor, limits)
+            else:
+                survey(data, processor, limits)
 
 
 def _check_memory(seen: Outlook) -> None:

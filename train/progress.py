@@ -105,4 +105,5 @@ def _numbers(logs: Logs) -> str:
         told.append(f"{logs['samples_per_second']:,.1f} samples/s")
         told.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
         told.append(f"{logs['padding_share']:.0%} padding")
+        told.append(f"{logs['waiting_share']:.0%} waiting for data")
     return "  ".join(told)

@@ -63,12 +63,18 @@ class Quarantine:
         self._collate = collate
         self._data = data
 
-    def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
+    def __call__(self, drawn: Sequence[Record | None]) -> dict[str, Any]:
         """The batch of the usable records, with its `Told` under ``told``.
+
+        Args:
+            drawn: records; None is left out, see `train.held_out.FilledUp`.
 
         Raises:
             VlmError: a record cannot be taken for another reason than its pictures.
         """
+        records = [record for record in drawn if record is not None]
+        if not records:
+            return {**self._stand_in(), TOLD: Told((), weightless=True)}
         ids = tuple(record.id for record in records)
         try:
             return {**self._collate(records), TOLD: Told(ids)}

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from train.arguments import training_arguments
 from train.checkpoints import CHECKPOINTS
 from train.config import RunConfig
 from train.dataset import RecordDataset
 from train.dialogues import Dialogues
 from train.survey import Samples, Survey
-from train.trainer import training_arguments
 from vlm.messages import Record
 
 TOO_LONG = "over-long.jsonl"  # in a run's output folder

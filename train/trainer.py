@@ -1,6 +1,6 @@
 """The one training loop: Hugging Face Trainer with our optimisers and checkpoints."""
 
-import dataclasses
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerState, TrainingArguments
+from transformers import TrainerState
 
+from train.arguments import training_arguments
 from train.averages import Averages
 from train.checkpoints import (
-    CHECKPOINTS,
     STATE,
     aside,
     clear_aside,
@@ -32,7 +32,7 @@ from train.optimizer import build_optimizer, parameter_groups
 from train.order import GroupedSampler
 from train.quarantine import FILE, TOLD, BadRecord, QuarantineFile, Told
 from train.ranks import everybody
-from train.sharding import check_sharded, deepspeed_config, shard, whole_tensor
+from train.sharding import check_sharded, shard, whole_tensor
 from train.signals import StopOnSignal
 from train.survey import Survey
 from vlm.caption_ranks import ranks_of_environment
@@ -61,6 +61,8 @@ class StageTrainer(HeldOutLoss):
         self._told: deque[Told] = deque()  # of the micro-batches that wait
         self._weightless = False
         self.num_drawn = 0  # usable records that this rank has taken for its steps
+        self.seconds_waited = 0.0  # for loader workers, or for records where there are none
+        self.weighs_tokens = run_config.stage != "contrastive"
         self._seen: list[tuple[Tensor, tuple[str, ...]]] = []  # losses and ids of this step
         self._quarantine = QuarantineFile(Path(run_config.output) / FILE, len(self.train_dataset))
         self._check_processes()
@@ -113,7 +115,9 @@ class StageTrainer(HeldOutLoss):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of a step, without what they tell of their records."""
+        asked = time.perf_counter()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.seconds_waited += time.perf_counter() - asked
         told = [batch.pop(TOLD, Told(())) for batch in batches]
         self._told = deque(told)
         self.num_drawn += sum(len(each.ids) - len(each.bad) for each in told)
@@ -157,7 +161,7 @@ class StageTrainer(HeldOutLoss):
         """The same for held-out batches."""
         told = inputs.pop(TOLD, Told(()))
         self._pass_over(list(told.bad))
-        if told.weightless:
+        if told.weightless and told.bad:
             raise RecordError(
                 f"no picture of the held-out records {', '.join(told.ids)} can be used "
                 f"({told.bad[0].reason}); mend them or remove them from eval_data"
@@ -251,50 +255,3 @@ class StageTrainer(HeldOutLoss):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         load_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
-
-
-def _activation_checkpointing(config: RunConfig) -> dict[str, bool]:
-    """The option under the name that this transformers knows: 5.24 renamed it."""
-    if not config.gradient_checkpointing:
-        return {}
-    names = {field.name for field in dataclasses.fields(TrainingArguments)}
-    new = "activation_checkpointing"
-    return {new if new in names else "gradient_checkpointing": True}
-
-
-def training_arguments(config: RunConfig) -> TrainingArguments:
-    """The run in Trainer's own words."""
-    return TrainingArguments(
-        output_dir=str(Path(config.output) / CHECKPOINTS),
-        # Said aloud: without it, ranks with no GPU would each train alone.
-        use_cpu=not torch.accelerator.is_available(),
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        lr_scheduler_type=config.schedule,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.precision == "bfloat16",
-        neftune_noise_alpha=config.neftune_noise_alpha,
-        **_activation_checkpointing(config),
-        dataloader_num_workers=config.num_workers,
-        # Workers that outlive an epoch draw no seed for the next one, which a resumed run does:
-        # dropout would differ, and so it would between numbers of workers.
-        dataloader_persistent_workers=False,
-        eval_strategy="steps" if config.eval_data else "no",
-        eval_steps=config.eval_steps,
-        save_strategy="steps",
-        save_steps=config.save_steps,
-        logging_nan_inf_filter=False,  # such a step ends the run, see train.finite
-        deepspeed=deepspeed_config(config),
-        logging_steps=config.log_steps,
-        seed=config.seed,
-        data_seed=config.seed,
-        report_to="none",
-        remove_unused_columns=False,
-        label_names=["targets"] if config.stage == "contrastive" else ["labels"],
-        prediction_loss_only=True,
-    )

@@ -153,7 +153,12 @@ def watched(
     Raises:
         CheckpointError: the disk is full.
     """
-    meter = Meter(job.model, lambda: trainer.num_drawn, trainer.accelerator.reduce)
+    meter = Meter(
+        job.model,
+        lambda: trainer.num_drawn,
+        lambda: trainer.seconds_waited,
+        trainer.accelerator.reduce,
+    )
     gallery, probes = _gallery(trainer, config, job, console), _probes(trainer, config, job)
     watch = Watch(trainer, config, meter, gallery, probes, parts)
     progress = TellProgress(console)

@@ -111,13 +111,20 @@ class Reader(torch.nn.Module):
 
 
 def test_pace_is_counts_over_the_time_of_training() -> None:
-    now, drawn = [100.0], [7]
+    now, drawn, waited = [100.0], [7], [3.0]
     model = Reader()
-    meter = Meter(model, lambda: drawn[0], lambda counts: 2 * counts, clock=lambda: now[0])
+    meter = Meter(
+        model,
+        lambda: drawn[0],
+        lambda: waited[0],
+        lambda counts: 2 * counts,
+        clock=lambda: now[0],
+    )
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
     model(input_ids=torch.zeros(2, 4, dtype=torch.long), attention_mask=mask)
     model(input_ids=torch.zeros(1, 12, dtype=torch.long))
     drawn[0] += 3
+    waited[0] += 0.5
     now[0] += 4
     meter.step_ended()
     now[0] += 30  # an evaluation, of which nothing counts
@@ -133,6 +140,7 @@ def test_pace_is_counts_over_the_time_of_training() -> None:
         "samples_per_second": 6 / 5,
         "tokens_per_second": 34 / 5,
         "padding_share": pytest.approx(1 - 34 / 40),
+        "waiting_share": 0.5 / 5,
     }
     model(input_ids=torch.zeros(1, 6, dtype=torch.long))
     now[0] += 2

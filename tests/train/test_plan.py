@@ -1,6 +1,7 @@
 """The plan: bytes against real tensors, activations against what autograd keeps."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from train.plan_memory import Load, activation_bytes, memory_of
 from train.settings import RunConfig
 from train.stages import STAGES, apply_stage
 from train.trial import enable_packing
+from vlm.checkpoint import load_checkpoint
 from vlm.errors import ConfigError
+from vlm.messages import read_records
 from vlm.model import VisionLanguageModel
+from vlm.testing import draw_image
 
 LORA = {"r": 16, "alpha": 32, "dropout": 0.0}
 TOKENS = 512
@@ -269,3 +273,20 @@ def test_the_command_prints_and_refuses(
     assert "model.quantize=4bit" in capsys.readouterr().err
     assert run("builtin-tower", *given) == 2
     assert "plan align or instruct" in capsys.readouterr().err
+
+
+def test_tokens_are_those_of_the_data(
+    tmp_path: Path, recipe: Callable[..., str], write_records: Callable[..., str], llava: str
+) -> None:
+    draw_image().save(tmp_path / "a.png")
+    # Sixty short records, then sixty long ones: the beginning alone would tell too little.
+    rows = [(["a.png"] if n % 2 else [], "what?", "a dog " * (1 + n // 60 * 9)) for n in range(120)]
+    data = write_records(tmp_path, rows)
+    path = recipe(tmp_path / "out", stage="instruct", data=[data], model={"start": llava})
+    found = plan_recipe(path, [], records=None, tokens=None, parts=None, gpus=1)
+    processor = load_checkpoint(llava)[1]
+    encoded = [processor.encode_ids(record.messages) for record in read_records(data)]
+    assert found.load.tokens == int(sum(len(ids) for ids, _ in encoded) / len(encoded))
+    assert found.load.pictures == 0.5
+    said = plan_recipe(path, [], records=None, tokens=77, parts=None, gpus=1)
+    assert said.load.tokens == 77

@@ -20,6 +20,7 @@ TRAINING = {
     "samples_per_second": 12.34,
     "tokens_per_second": 5678.9,
     "padding_share": 0.25,
+    "waiting_share": 0.07,
 }
 PROBES = {"probe_right": 1, "probe_blank": 2, "probe_other": 2, "probe_gain_low": 0.5}
 
@@ -44,7 +45,8 @@ def told(terminal: bool, first: bool = True) -> str:
 
 def test_without_a_terminal_there_are_lines() -> None:
     first, *rest = told(terminal=False).splitlines()
-    begin = "step 5/10  loss 1.5000  12.3 samples/s  5,679 tokens/s  25% padding  0:00:"
+    begin = "step 5/10  loss 1.5000  12.3 samples/s  5,679 tokens/s  25% padding  "
+    begin += "7% waiting for data  0:00:"
     assert first.startswith(begin) and first.endswith(" left")
     assert rest == [
         "step 5/10  held-out loss 2.0000",

@@ -26,7 +26,10 @@ def test_two_slices_see_what_one_process_does(
     tmp_path: Path, recipe: Callable[..., str], scenes: Callable[..., str], llava: str
 ) -> None:
     data = scenes("instruct")
-    values = {"stage": "instruct", "data": [data], "eval_data": data, "model": {"start": llava}}
+    held_out = Path(data).with_name("five.jsonl")  # for 2 ranks x 2: the last has none of them
+    held_out.write_text("".join(Path(data).read_text().splitlines(keepends=True)[:5]))
+    values = {"stage": "instruct", "data": [data], "model": {"start": llava}}
+    values |= {"eval_data": str(held_out)}
     values |= {"lora": {"r": 4, "alpha": 8, "dropout": 0.0}, "log_steps": 1, "eval_steps": 2}
     values |= {"watch": {"samples": 2, "probes": 3}, "learning_rate": 0.003}
     alone = run(recipe(tmp_path / "alone", **values | {"batch_size": 4}))
