@@ -1,22 +1,19 @@
 """`vlm data ...`: build, convert, list and examine data."""
 
 import itertools
-import json
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import typer
 
-from serve import doctor_command
-from serve.options import Seed
+from serve import doctor_command, mix_command
+from serve.fault_list import fault_list
+from serve.options import Seed, SkipFaults
 from vlm.errors import ConfigError
 
 DATA_RECIPES = {"scenes": "drawn emoji and shapes on a grid: captions, questions and answers"}
-FAULTS = "faults.jsonl"
 
 # Imports a module of the data recipes when it is needed.
 Open = Callable[[str], ModuleType]
@@ -25,6 +22,7 @@ Open = Callable[[str], ModuleType]
 def register(app: typer.Typer, package: Open) -> None:
     """Add the commands; `package` imports a module of the data recipes by its name."""
     doctor_command.register(app, lambda: package("doctor"))
+    mix_command.register(app, lambda: package("mix"))
     _register_build(app, package)
     _register_convert(app, package)
 
@@ -110,10 +108,7 @@ def _register_convert(app: typer.Typer, package: Open) -> None:
             Path | None, typer.Option(help="Another folder in which pictures may lie.")
         ] = None,
         split: Annotated[str | None, typer.Option(help="Of a data set that has several.")] = None,
-        skip_faults: Annotated[
-            bool,
-            typer.Option("--skip-faults", help="Pass over bad rows; list them in faults.jsonl."),
-        ] = False,
+        skip_faults: SkipFaults = False,
     ) -> None:
         """Convert data of any known format.
 
@@ -125,21 +120,13 @@ def _register_convert(app: typer.Typer, package: Open) -> None:
         if any(Path(each).resolve() in (target, target.parent) for each in data):
             raise ConfigError(f"--out {out} has the data itself; choose another folder")
         out.mkdir(parents=True, exist_ok=True)
-        num_faults = 0
-        with (out / FAULTS).open("w", encoding="utf-8") if skip_faults else nullcontext() as file:
-
-            def report(fault: Any) -> None:
-                nonlocal num_faults
-                num_faults += 1
-                print(json.dumps(asdict(fault)), file=file)
-
+        with fault_list(out, skip_faults) as faults:
             options: dict[str, Any] = {"format": from_, "images": images, "split": split}
-            options["faults"] = report if skip_faults else None
+            options["faults"] = faults
             number = write(
                 itertools.chain.from_iterable(formats.read(each, **options) for each in data), out
             )
-        print(f"{number:,} records" + (f", {num_faults:,} faults" if num_faults else ""))
+        print(f"{number:,} records" + (f", {faults.num:,} faults" if faults and faults.num else ""))
         print(out / name)
-        if num_faults:
-            print(out / FAULTS)
-            raise typer.Exit(1)
+        if faults:
+            faults.end()

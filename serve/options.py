@@ -24,6 +24,10 @@ Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest t
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 
+SkipFaults = Annotated[
+    bool, typer.Option("--skip-faults", help="Pass over bad rows; list them in faults.jsonl.")
+]
+
 
 def open_model(
     model: str | None,

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from train.settings import SECTIONS, LanguageSize, LoraConfig, RunConfig, VisionSize
 from vlm.errors import ConfigError
+from vlm.strict_yaml import explain, read_yaml
 
 __all__ = [
     "LanguageSize",
@@ -49,13 +50,13 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
     Raises:
         ConfigError: no such recipe, no YAML, an unknown key or a wrong value.
     """
-    values = _read(_find(recipe))
+    values = read_yaml(_find(recipe))
     for override in overrides or []:
         _apply(values, override)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(recipe, error)) from None
+        raise ConfigError(explain(f"recipe {recipe}", error, SECTIONS)) from None
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -79,17 +80,6 @@ def _find(recipe: str) -> Path:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not a YAML file: {reason}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold key: value pairs, it holds {type(values).__name__}")
-    return values
-
-
 def _apply(values: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key:
@@ -108,26 +98,3 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {parent} holds a value, not keys")
         place = inner
     place[last] = value
-
-
-def _explain(recipe: str, error: ValidationError) -> str:
-    parts = []
-    for item in error.errors():
-        where = ".".join(str(step) for step in item["loc"])
-        if item["type"] == "extra_forbidden":
-            near = _nearest(where)
-            parts.append(f"unknown key {where!r}{f'; did you mean {near!r}?' if near else ''}")
-        elif item["type"] == "missing":
-            parts.append(f"key {where!r} is missing")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            parts.append(f"{where}: {message} (got {item['input']!r})" if where else message)
-    return f"recipe {recipe}: {'; '.join(parts)}"
-
-
-def _nearest(key: str) -> str | None:
-    """The known key that is spelt most like this one, or has its name elsewhere."""
-    known = [prefix + name for prefix, model in SECTIONS.items() for name in model.model_fields]
-    last = key.rpartition(".")[2]
-    same_name = [name for name in known if name.rpartition(".")[2] == last]
-    return next(iter(difflib.get_close_matches(key, known, 1) or same_name), None)

@@ -2,15 +2,11 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from vlm.strict_yaml import Strict
 
 StageName = Literal["contrastive", "language", "align", "instruct"]
-
-
-class Strict(BaseModel):
-    """A section of a recipe: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class VisionSize(Strict):
@@ -100,7 +96,7 @@ class WatchConfig(Strict):
         probes: records that are also tried with a blank and with another picture.
     """
 
-    report_to: list[str] = []
+    report_to: list[str] = Field(default_factory=list)
     samples: int = Field(default=4, ge=0)
     probes: int = Field(default=64, ge=0)
 

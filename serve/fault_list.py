@@ -1,0 +1,46 @@
+"""Rows that a command passed over, listed in a file."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import typer
+
+FAULTS = "faults.jsonl"
+
+
+class FaultList:
+    """Writes a line for each fault that a reader tells of.
+
+    Attributes:
+        num: told so far.
+        path: of the list.
+    """
+
+    def __init__(self, path: Path, file: IO[str]) -> None:
+        self.num, self.path, self._file = 0, path, file
+
+    def __call__(self, fault: Any) -> None:
+        """Add a fault, a dataclass of `data_recipes.formats`."""
+        self.num += 1
+        print(json.dumps(asdict(fault)), file=self._file)
+
+    def end(self) -> None:
+        """Name the list and end the command with code 1, if anything is in it."""
+        if self.num:
+            print(self.path)
+            raise typer.Exit(1)
+
+
+@contextmanager
+def fault_list(folder: Path, wanted: bool) -> Iterator[FaultList | None]:
+    """The list in a folder; None if it is not wanted, so that the first fault is an error."""
+    if not wanted:
+        yield None
+        return
+    path = folder / FAULTS
+    with path.open("w", encoding="utf-8") as file:
+        yield FaultList(path, file)
