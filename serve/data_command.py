@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from serve import doctor_command, mix_command
+from serve import doctor_command, mix_command, stats_command
 from serve.fault_list import fault_list
-from serve.options import Seed, SkipFaults
+from serve.options import FormatName, Pictures, Seed, SkipFaults, Split
 from vlm.errors import ConfigError
 
 DATA_RECIPES = {"scenes": "drawn emoji and shapes on a grid: captions, questions and answers"}
@@ -23,6 +23,7 @@ def register(app: typer.Typer, package: Open) -> None:
     """Add the commands; `package` imports a module of the data recipes by its name."""
     doctor_command.register(app, lambda: package("doctor"))
     mix_command.register(app, lambda: package("mix"))
+    stats_command.register(app, package)
     _register_build(app, package)
     _register_convert(app, package)
 
@@ -100,14 +101,9 @@ def _register_convert(app: typer.Typer, package: Open) -> None:
         format_: Annotated[
             Literal["jsonl", "parquet", "llava"], typer.Option("--format", help="To write.")
         ] = "jsonl",
-        from_: Annotated[
-            str | None,
-            typer.Option("--from", help="See `vlm data list-formats`; found by default."),
-        ] = None,
-        images: Annotated[
-            Path | None, typer.Option(help="Another folder in which pictures may lie.")
-        ] = None,
-        split: Annotated[str | None, typer.Option(help="Of a data set that has several.")] = None,
+        from_: FormatName = None,
+        images: Pictures = None,
+        split: Split = None,
         skip_faults: SkipFaults = False,
     ) -> None:
         """Convert data of any known format.

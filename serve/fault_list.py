@@ -1,6 +1,7 @@
-"""Rows that a command passed over, listed in a file."""
+"""Rows that a command passed over: listed in a file, or counted."""
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import typer
+
+from vlm.errors import RecordError
 
 FAULTS = "faults.jsonl"
 
@@ -32,6 +35,35 @@ class FaultList:
         """Name the list and end the command with code 1, if anything is in it."""
         if self.num:
             print(self.path)
+            raise typer.Exit(1)
+
+
+class FaultCount:
+    """Counts faults and keeps the first, for a command that only looks at data.
+
+    Attributes:
+        num: told so far.
+    """
+
+    def __init__(self) -> None:
+        self.num = 0
+        self._first = ""
+
+    def __call__(self, fault: Any) -> None:
+        """Count a fault, a dataclass of `data_recipes.formats`."""
+        self.num += 1
+        self._first = self._first or str(fault)
+
+    def check(self, read: int) -> None:
+        """Raise RecordError with the first fault if not one row was read."""
+        if self.num and not read:
+            raise RecordError(f"none of {self.num:,} rows can be read; the first: {self._first}")
+
+    def end(self) -> None:
+        """Tell of them on standard error and end the command with code 1, if there were any."""
+        if self.num:
+            rows = "1 row was" if self.num == 1 else f"{self.num:,} rows were"
+            print(f"{rows} passed over, the first: {self._first}", file=sys.stderr)
             raise typer.Exit(1)
 
 

@@ -34,7 +34,7 @@ def register(app: typer.Typer, open_mix: Callable[[], ModuleType]) -> None:
             from vlm.hub import resolve
             from vlm.processor import Processor
 
-            processor = Processor.from_folder(resolve(model))
+            processor = Processor.from_folder(resolve(model, weights=False))
         from serve.progress import counting
 
         out.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -24,6 +25,12 @@ Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest t
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 
+AnyData = Annotated[str, typer.Argument(help="A file, folder, pattern or hf://OWNER/NAME.")]
+FormatName = Annotated[
+    str | None, typer.Option("--from", help="See `vlm data list-formats`; found by default.")
+]
+Pictures = Annotated[Path | None, typer.Option(help="Another folder in which pictures may lie.")]
+Split = Annotated[str | None, typer.Option(help="Of a data set that has several.")]
 SkipFaults = Annotated[
     bool, typer.Option("--skip-faults", help="Pass over bad rows; list them in faults.jsonl.")
 ]

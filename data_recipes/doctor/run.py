@@ -12,7 +12,8 @@ from data_recipes.doctor.examine import Examination, Options
 from data_recipes.doctor.kinds import KINDS, Finding, reading_kind
 from data_recipes.doctor.page import render
 from data_recipes.doctor.summary import Summary
-from data_recipes.doctor.texts import TextCheck, TokenCounter
+from data_recipes.doctor.texts import TextCheck
+from data_recipes.tokens import TokenCounter
 from vlm.errors import ConfigError
 from vlm.messages import Record
 

@@ -3,23 +3,11 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 from data_recipes.doctor.kinds import reading_kind
+from data_recipes.tokens import TokenCounter
 from vlm.errors import MessageError
-from vlm.messages import ImagePart, Message, Record, check_content, check_order
-
-
-class TokenCounter(Protocol):
-    """What the doctor asks of a model's processor."""
-
-    num_visual_tokens: int
-    context_length: int
-
-    def encode_ids(self, messages: Sequence[Message], /) -> tuple[list[int], list[bool]]:
-        """Ids and loss mask of a conversation; no picture is opened."""
-        ...
-
+from vlm.messages import ImagePart, Record, check_content, check_order
 
 # Of the common templates; those of the model at hand are looked for as well.
 KNOWN_TOKENS = (

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_recipes.doctor.texts import TokenCounter
 from data_recipes.formats import read, write_jsonl
 from data_recipes.formats.faults import Report
 from data_recipes.formats.write import JSONL
 from data_recipes.mix.mixture import Mixture
 from data_recipes.mix.order import shares
 from data_recipes.mix.settings import Filters, MixConfig, SourceConfig
+from data_recipes.tokens import TokenCounter, encode
 from vlm.errors import ConfigError, RecordError
 from vlm.messages import Record
 from vlm.record_files import RecordFiles
@@ -109,7 +109,7 @@ def left_out_by(filters: Filters, record: Record, processor: TokenCounter | None
     if not _is_within(characters, filters.min_characters, filters.max_characters):
         return "characters"
     if processor is not None and filters.needs_tokens:
-        tokens = len(processor.encode_ids(record.messages)[0]) if record.messages else 0
+        tokens = len(encode(processor, record)[0])
         if not _is_within(tokens, filters.min_tokens, filters.max_tokens):
             return "tokens"
     return None

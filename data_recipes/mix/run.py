@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from data_recipes.doctor.texts import TokenCounter
 from data_recipes.formats import write_jsonl
 from data_recipes.formats.faults import Report
 from data_recipes.mix.gather import Gathered, gather
 from data_recipes.mix.mixture import Mixture
 from data_recipes.mix.settings import MixConfig
+from data_recipes.tokens import TokenCounter
 from vlm.errors import ConfigError
 from vlm.messages import Record
 

@@ -1,6 +1,7 @@
 """`vlm data mix`, `stats` and `preview` as people type them."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,3 +45,23 @@ def test_mix(run: Run, data: Path, model: Path, tmp_path: Path) -> None:
     assert told.code == 1 and told.out.endswith("faults.jsonl\n")
     (fault,) = (tmp_path / "out" / "faults.jsonl").read_text().splitlines()
     assert json.loads(fault)["line"] == 9
+
+
+def test_stats(run: Run, data: Path, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "s.json"
+    told = run("data", "stats", data, "--model", model, "--json", file)
+    assert (told.code, told.err) == (0, "")
+    assert re.search(r"with pictures\W+8 ", told.out) and re.search(r"<i>\W+8 \W+100.0%", told.out)
+    found = json.loads(file.read_text())
+    assert (found["records"], found["with_pictures"], found["unreadable_rows"]) == (8, 8, 0)
+    assert found["short_answers"]["commonest"] == {"<b>cat": 8}
+    assert found["visual_tokens"] == 8 * 4
+    assert "no such folder" in run("data", "stats", data, "--json", "/no/s.json").refused()
+
+    with (data / "records.jsonl").open("a") as lines:
+        lines.write("{\n")
+    told = run("data", "stats", data)
+    assert told.code == 1 and re.search(r"unreadable rows\W+1 ", told.out)
+    assert told.err.startswith("1 row was passed over, the first: ") and "line 9" in told.err
+    (data / "records.jsonl").write_text("{\n")
+    assert "none of 1 rows can be read" in run("data", "stats", data).refused()
