@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from serve import doctor_command, mix_command, stats_command
+from serve import doctor_command, mix_command, preview_command, stats_command
 from serve.fault_list import fault_list
 from serve.options import FormatName, Pictures, Seed, SkipFaults, Split
 from vlm.errors import ConfigError
@@ -23,6 +23,7 @@ def register(app: typer.Typer, package: Open) -> None:
     """Add the commands; `package` imports a module of the data recipes by its name."""
     doctor_command.register(app, lambda: package("doctor"))
     mix_command.register(app, lambda: package("mix"))
+    preview_command.register(app, package)
     stats_command.register(app, package)
     _register_build(app, package)
     _register_convert(app, package)

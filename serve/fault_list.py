@@ -2,15 +2,18 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import typer
 
 from vlm.errors import RecordError
+
+if TYPE_CHECKING:
+    from vlm.messages import Record
 
 FAULTS = "faults.jsonl"
 
@@ -54,10 +57,15 @@ class FaultCount:
         self.num += 1
         self._first = self._first or str(fault)
 
-    def check(self, read: int) -> None:
-        """Raise RecordError with the first fault if not one row was read."""
-        if self.num and not read:
-            raise RecordError(f"none of {self.num:,} rows can be read; the first: {self._first}")
+    def some(self, records: Iterable["Record"]) -> Iterator["Record"]:
+        """The same records; RecordError with the first fault if there is not one."""
+        empty = True
+        for record in records:
+            empty = False
+            yield record
+        if empty:
+            told = f"{self.num:,} rows, the first: {self._first}" if self.num else "it is empty"
+            raise RecordError(f"no record can be read: {told}")
 
     def end(self) -> None:
         """Tell of them on standard error and end the command with code 1, if there were any."""

@@ -50,8 +50,7 @@ def register(app: typer.Typer, package: Callable[[str], ModuleType]) -> None:
         records = package("formats").read(
             data, format=from_, images=images, split=split, faults=faults
         )
-        found = package("stats").stats(records, processor).summary()
-        faults.check(found["records"])
+        found = package("stats").stats(faults.some(records), processor).summary()
         found["unreadable_rows"] = faults.num
         console = Console(soft_wrap=False)
         for table in tables(found):

@@ -3,12 +3,10 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data_recipes.doctor.kinds import KINDS
 from data_recipes.doctor.summary import Summary
+from data_recipes.pages import template
 
 _MAX_BARS = 14
 _MAX_FORMS = 15
@@ -33,13 +31,6 @@ class Plot:
 
 def render(summary: Summary, title: str) -> str:
     """The page as text; everything that comes from data is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     lengths = summary.tokens or summary.characters
     plots = [
         Plot("Tokens a record" if summary.tokens else "Characters a record", _powers(lengths)),
@@ -48,7 +39,7 @@ def render(summary: Summary, title: str) -> str:
         Plot("Formats of pictures", _most(summary.formats)),
         Plot("Scripts of the text", _most(summary.scripts)),
     ]
-    return environment.get_template("doctor.html").render(
+    return template("doctor/doctor.html").render(
         title=title,
         summary=summary,
         kinds={code: kind for code, kind in KINDS.items() if summary.findings[code]},

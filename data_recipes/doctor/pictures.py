@@ -1,14 +1,13 @@
 """One look at a picture: its header, the hash of its bytes, its pixels if they are asked for."""
 
-import base64
 import hashlib
-import io
 import os
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from data_recipes.pages import data_uri
 from vlm.errors import ImageError
 from vlm.image_bytes import read_path, shorten
 from vlm.image_header import ImageHeader, read_header
@@ -82,6 +81,4 @@ def thumbnail(source: str | bytes) -> str | None:
     except ImageError:
         return None
     pixels.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    stream = io.BytesIO()
-    pixels.save(stream, "webp", quality=70)
-    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
+    return data_uri(pixels, quality=70)

@@ -64,4 +64,23 @@ def test_stats(run: Run, data: Path, model: Path, tmp_path: Path) -> None:
     assert told.code == 1 and re.search(r"unreadable rows\W+1 ", told.out)
     assert told.err.startswith("1 row was passed over, the first: ") and "line 9" in told.err
     (data / "records.jsonl").write_text("{\n")
-    assert "none of 1 rows can be read" in run("data", "stats", data).refused()
+    assert "no record can be read: 1 rows, the first" in run("data", "stats", data).refused()
+
+
+def test_preview(run: Run, data: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p.html"
+    words = ("data", "preview", data, "--model", model, "--num", "3", "--out", out)
+    told = run(*words)
+    assert (told.code, told.err, told.out) == (0, "", f"{out}\n")
+    text = out.read_text()
+    assert text.count("<article") == 3 and "&lt;b&gt;cat" in text and "3 of 8 records" in text
+    assert run(*words, "--seed", "1").code == 0 and out.read_text() != text
+    assert run(*words, "--template", "plain").code == 0
+    spans = re.findall(r'<span class="t l[^>]*>([^<]*)', out.read_text().partition("<article")[2])
+    assert spans[-1] == "↵\n" and "".join(spans[:6]) == "&lt;b&gt;cat"
+    assert "no such folder" in run("data", "preview", data, "--out", "/no/p.html").refused()
+
+    out.unlink()
+    (data / "records.jsonl").write_text("{\n")
+    assert "no record can be read" in run(*words).refused()
+    assert not out.exists()
