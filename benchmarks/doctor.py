@@ -19,8 +19,10 @@ import numpy as np
 from PIL import Image
 
 from data_recipes.doctor import Options, doctor
+from data_recipes.formats import Fault
+from data_recipes.formats import read as read_any
 from vlm.builtin import path as builtin
-from vlm.messages import Record, read_records
+from vlm.messages import Record
 from vlm.processor import Processor
 
 _FILES = 256
@@ -57,8 +59,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         path = make(Path(name), args.num)
 
-        def read(faults: Callable[..., None]) -> Iterator[Record]:
-            return read_records(path)
+        def read(faults: Callable[[Fault], None]) -> Iterator[Record]:
+            return read_any(path, faults=faults)
 
         options = Options(sample=0, workers=args.workers)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -21,7 +21,7 @@ Open = Callable[[str], ModuleType]
 
 def register(app: typer.Typer, package: Open) -> None:
     """Add the commands; `package` imports a module of the data recipes by its name."""
-    doctor_command.register(app, lambda: package("doctor"))
+    doctor_command.register(app, package)
     mix_command.register(app, lambda: package("mix"))
     preview_command.register(app, package)
     stats_command.register(app, package)

@@ -1,21 +1,21 @@
 """`vlm data doctor`: what would break, mislead or waste a training run, told before it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vlm.errors import ConfigError
 
 
-def register(app: typer.Typer, open_doctor: Callable[[], ModuleType]) -> None:
-    """Add the command; `open_doctor` imports the package that examines, when it is needed."""
+def register(app: typer.Typer, package: Callable[[str], ModuleType]) -> None:
+    """Add the command; `package` imports a module of the data recipes by its name."""
 
     @app.command()
     def doctor(
-        data: Annotated[Path, typer.Argument(help="Folder with records.jsonl, or a .jsonl file.")],
+        data: Annotated[str, typer.Argument(help="File, folder, pattern or hf://OWNER/NAME.")],
         model: Annotated[
             str | None, typer.Option(help="That will be trained; the built-in one by default.")
         ] = None,
@@ -28,6 +28,11 @@ def register(app: typer.Typer, open_doctor: Callable[[], ModuleType]) -> None:
         images: Annotated[
             Path | None, typer.Option(help="Another folder in which pictures may lie.")
         ] = None,
+        from_: Annotated[
+            str | None,
+            typer.Option("--from", help="See `vlm data list-formats`; found by default."),
+        ] = None,
+        split: Annotated[str | None, typer.Option(help="Of a data set that has several.")] = None,
         clean: Annotated[
             Path | None, typer.Option(help="Folder for a copy without the faulty records.")
         ] = None,
@@ -39,18 +44,24 @@ def register(app: typer.Typer, open_doctor: Callable[[], ModuleType]) -> None:
         from vlm.hub import resolve
         from vlm.processor import Processor
 
-        path = data / "records.jsonl" if data.is_dir() else data
-        if clean is not None and clean.resolve() == path.parent.resolve():
+        path = Path(data).resolve()
+        if clean is not None and clean.resolve() in (path, path.parent):
             raise ConfigError(f"--clean {clean} is the data's own folder; choose another")
-        package = open_doctor()
-        read = package.jsonl(path, images)
+        formats, examiner = package("formats"), package("doctor")
+
+        def read(faults: Any) -> Iterator[Any]:
+            found: Iterator[Any] = formats.read(
+                data, format=from_, images=images, split=split, faults=faults
+            )
+            return found
+
         processor = Processor.from_folder(resolve(model))
         tokens = [str(t) for t in processor.tokenizer.added_tokens_decoder.values() if t.special]
-        options = package.Options(full=full, sample=sample, workers=workers)
-        summary = package.doctor(
+        options = examiner.Options(full=full, sample=sample, workers=workers)
+        summary = examiner.doctor(
             read,
             out,
-            title=str(path),
+            title=data,
             processor=processor,
             special_tokens=tokens,
             options=options,

@@ -2,8 +2,7 @@
 
 from data_recipes.doctor.examine import Options, examine
 from data_recipes.doctor.kinds import KINDS, Finding, Kind
-from data_recipes.doctor.reading import jsonl
 from data_recipes.doctor.run import doctor
 from data_recipes.doctor.summary import Summary
 
-__all__ = ["KINDS", "Finding", "Kind", "Options", "Summary", "doctor", "examine", "jsonl"]
+__all__ = ["KINDS", "Finding", "Kind", "Options", "Summary", "doctor", "examine"]

@@ -72,11 +72,14 @@ def image_kind(code: str) -> str:
 
 
 def reading_kind(code: str, reason: str) -> str:
-    """The kind of what a reader or `parse_messages` refused."""
+    """The kind of what a reader or `parse_messages` refused.
+
+    A reader's ``truncated`` is the data file, and no picture.
+    """
     if "assistant is empty" in reason:
         return "empty_answer"
     if "image part" in reason or "<image>" in reason:
         return "image_mismatch"
     if "NUL character" in reason or "lone surrogate" in reason:
         return "control_character"
-    return code if code in KINDS else "malformed"
+    return code if code in KINDS and code != "truncated" else "malformed"

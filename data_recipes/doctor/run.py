@@ -5,14 +5,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TextIO
 
-from data_recipes.doctor.clean import write_clean
 from data_recipes.doctor.examine import Examination, Options
 from data_recipes.doctor.kinds import KINDS, Finding, reading_kind
 from data_recipes.doctor.page import render
 from data_recipes.doctor.summary import Summary
 from data_recipes.doctor.texts import TextCheck
+from data_recipes.formats import Fault, write_jsonl
 from data_recipes.tokens import TokenCounter
 from vlm.errors import ConfigError
 from vlm.messages import Record
@@ -20,16 +20,8 @@ from vlm.messages import Record
 PAGE, QUARANTINE, NOTES = "doctor.html", "quarantine.jsonl", "notes.jsonl"
 
 
-class ReadFault(Protocol):
-    """A line that a reader passed over."""
-
-    where: str
-    code: str
-    reason: str
-
-
-# Streams the records of a file, and tells of lines that it passed over.
-Reader = Callable[[Callable[[ReadFault], None]], Iterator[Record]]
+# Streams records, and tells of rows that it passed over; `data_recipes.formats.read` does.
+Reader = Callable[[Callable[[Fault], None]], Iterator[Record]]
 
 
 def doctor(
@@ -60,8 +52,8 @@ def doctor(
             they are.
 
     Raises:
-        ConfigError: a folder cannot be written.
-        RecordError: the data cannot be read at all.
+        ConfigError: the folder of the results cannot be written.
+        RecordError: the data cannot be read at all, or the clean copy not be written.
     """
     out = Path(out)
     faulty = bytearray()
@@ -87,7 +79,7 @@ def doctor(
                 _to_disk(file)
         if clean is not None:
             kept = _without(read(lambda fault: None), faulty)
-            write_clean(kept, Path(clean))
+            write_jsonl(kept, Path(clean))
         with _part(out / PAGE) as file:
             file.write(render(summary, title))
             _to_disk(file)
@@ -104,7 +96,7 @@ def _without(records: Iterator[Record], faulty: bytearray) -> Iterator[Record]:
             yield record
 
 
-def _of(fault: ReadFault) -> Finding:
+def _of(fault: Fault) -> Finding:
     return Finding(reading_kind(fault.code, fault.reason), fault.reason, fault.where)
 
 

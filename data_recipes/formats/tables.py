@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_recipes.formats.faults import FaultError
 from data_recipes.formats.text_files import Found
 from vlm.errors import ConfigError, RecordError
 
@@ -15,7 +16,7 @@ def parquet_rows(path: Path) -> Iterator[Found]:
     """Rows in the file's order.
 
     Raises:
-        RecordError: it is no whole Parquet file.
+        FaultError: ``truncated``: it is no whole Parquet file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -28,9 +29,8 @@ def parquet_rows(path: Path) -> Iterator[Found]:
                     yield Found(f"{path}, row {number}", raw)
                     number += 1
     except (pa.ArrowException, OSError) as error:
-        raise RecordError(
-            f"{path}, after row {number}: no whole Parquet file ({error}); copy it anew"
-        ) from error
+        reason = f"no whole Parquet file, {number} rows read ({error}); copy it anew"
+        raise FaultError(reason, "truncated") from error
 
 
 def is_dataset(source: Any) -> bool:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from data_recipes.doctor import KINDS, Options, Summary, doctor, jsonl
+from data_recipes.doctor import KINDS, Options, Summary, doctor
 from data_recipes.doctor.baseline import Baseline, form
 from data_recipes.doctor.pictures import difference_hash
 from data_recipes.doctor.texts import script
+from data_recipes.formats import read
 from serve.cli import app
 from vlm.errors import ConfigError, RecordError
 from vlm.images import load_image
@@ -66,7 +68,7 @@ def write(folder: Path, rows: list[Row | bytes]) -> Path:
 def run(path: Path, out: Path, **options: Any) -> tuple[Summary, list[Row], list[Row]]:
     clean = options.pop("clean", None)
     summary = doctor(
-        jsonl(path),
+        lambda faults: read(path, faults=faults),
         out,
         title=str(path),
         processor=Letters(),
@@ -213,9 +215,9 @@ def test_one_of_each_in_a_thousand(clean_rows: tuple[Path, list[Row]], tmp_path:
     assert len(faults) + len(notes) == len(KINDS)
     assert {entry["code"] for entry in faults} == {c for c in KINDS if KINDS[c].is_fault}
     for code, name in found.items():
-        by_line = name.startswith("records.jsonl, line ")
+        by_line = name.startswith(f"{path}, line ")
         number = 50 * (list(PLANTS).index(code) + 1) + 1
-        assert name == (f"records.jsonl, line {number}" if by_line else code)
+        assert name == (f"{path}, line {number}" if by_line else code)
     assert summary.num_faulty == len(faults)
     kept = [record.id for record in read_records(tmp_path / "clean" / "records.jsonl")]
     named = [line["id"] for line in mixed if isinstance(line, dict)]
@@ -253,20 +255,50 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     _, faults, _ = run(path, tmp_path / "out")
     assert faults[0]["code"] == "path_escape"
     assert faults[1]["code"] == "unreadable"
-    allowed = list(jsonl(path, tmp_path)(lambda fault: None))
+    allowed = list(read(path, images=tmp_path))
     assert "a" in [record.id for record in allowed]
 
 
 def test_bytes_that_are_no_utf8_name_their_place(tmp_path: Path) -> None:
     path = write(tmp_path, ["Größe".encode("latin-1"), row("fine", None)])
     summary, faults, _ = run(path, tmp_path / "out")
-    assert faults[0]["id"] == "records.jsonl, line 1" and "byte 3 is 0xf6" in faults[0]["reason"]
+    assert faults[0]["id"] == f"{path}, line 1" and "byte 3 of" in faults[0]["reason"]
+    assert "0xf6" in faults[0]["reason"]
     assert summary.num_records == 1
 
 
+def test_other_formats_are_examined_too(tmp_path: Path) -> None:
+    """LLaVA's JSON, one picture is missing and the list is cut; a shard with a broken member."""
+    noise(0).save(tmp_path / "0.png")
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "noise"}]
+    entries = [{"id": str(i), "image": f"{i}.png", "conversations": turns} for i in range(3)]
+    (tmp_path / "llava.json").write_text(json.dumps(entries)[:-40])
+    summary, faults, _ = run(tmp_path / "llava.json", tmp_path / "a", clean=tmp_path / "clean")
+    assert [entry["code"] for entry in faults] == ["malformed", "missing"]  # read in batches
+    assert (summary.num_records, summary.num_faulty) == (2, 2)
+    (copy,) = read_records(tmp_path / "clean" / "records.jsonl")
+    assert copy.images == (str(tmp_path / "0.png"),)
+
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, data in [
+            ("0.png", (tmp_path / "0.png").read_bytes()),
+            ("0.txt", b"noise"),
+            ("1.png", b"no picture"),
+            ("1.txt", b"noise"),
+            ("2.txt", b"alone"),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    summary, faults, _ = run(tmp_path / "x.tar", tmp_path / "b", clean=tmp_path / "c2")
+    assert sorted(entry["code"] for entry in faults) == ["malformed", "unreadable"]
+    (copy,) = read_records(tmp_path / "c2" / "records.jsonl")
+    assert Path(str(copy.images[0])).read_bytes() == (tmp_path / "0.png").read_bytes()
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="no such file"):
-        jsonl(tmp_path / "none.jsonl")
+    with pytest.raises(RecordError, match="no data file"):
+        run(tmp_path / "none.jsonl", tmp_path / "out")
 
 
 def test_pixels_tell_what_headers_hide(tmp_path: Path) -> None:
