@@ -181,7 +181,6 @@ class Record:
     """One training or evaluation example.
 
     `images` are absolute paths, or encoded bytes of pictures that came inside a table.
-
     The messages may be absent (a picture alone) and the pictures too (text alone).
     """
 
@@ -218,7 +217,7 @@ def parse_record(line: str, folder: Path, where: str) -> Record:
     """One JSONL line to a record whose pictures are bound to absolute paths."""
     try:
         raw = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{where}: not JSON ({error})") from error
     return build_record(raw, folder, where)
 
@@ -238,7 +237,7 @@ def build_record(raw: Any, folder: Path | None, where: str) -> Record:
             raise RecordError(f"{where}: unknown key {key!r}{nearest(key, RECORD_KEYS)}")
     _check_fields(raw, where)
     images = tuple(
-        image if isinstance(image, bytes) or folder is None else str((folder / image).resolve())
+        image if isinstance(image, bytes) or folder is None else _absolute(folder, image, where)
         for image in raw.get("images", [])
     )
     try:
@@ -253,6 +252,13 @@ def build_record(raw: Any, folder: Path | None, where: str) -> Record:
         license=raw.get("license"),
         meta=raw.get("meta") or {},
     )
+
+
+def _absolute(folder: Path, image: str, where: str) -> str:
+    try:
+        return str((folder / image).resolve())
+    except (RuntimeError, ValueError, OSError) as error:  # a link to itself, a NUL, too long
+        raise RecordError(f"{where}: {image[:80]!r} leads nowhere ({error})") from error
 
 
 def _check_fields(raw: Mapping[str, Any], where: str) -> None:

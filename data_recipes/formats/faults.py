@@ -29,14 +29,14 @@ class Fault:
 
 
 class FaultError(RecordError):
-    """A `RecordError` with the code of a fault; `where` is told by whoever catches it."""
+    """A `RecordError` with the code and line of a fault; whoever catches it tells `where`."""
 
-    def __init__(self, reason: str, code: str) -> None:
+    def __init__(self, reason: str, code: str, line: int | None = None) -> None:
         super().__init__(reason)
-        self.code = code
+        self.code, self.line = code, line
 
-    def __reduce__(self) -> tuple[type["FaultError"], tuple[str, str]]:
-        return type(self), (str(self), self.code)
+    def __reduce__(self) -> tuple[type["FaultError"], tuple[str, str, int | None]]:
+        return type(self), (str(self), self.code, self.line)
 
 
 Report = Callable[[Fault], None]

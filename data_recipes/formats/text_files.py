@@ -7,6 +7,7 @@ memory (one string a picture), its annotations are streamed.
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,11 +20,12 @@ import ijson
 
 from data_recipes.formats.captions import COCO
 from data_recipes.formats.faults import Fault, FaultError, Report
+from data_recipes.formats.json_list import list_items
 from vlm.errors import RecordError
 
 _BOMS = {b"\xff\xfe": "UTF-16, little endian", b"\xfe\xff": "UTF-16, big endian"}
 _RECODE = "save it as UTF-8, for example by `iconv -f ENCODING -t UTF-8`"
-_SMALL = 64 * 2**20  # a broken JSON list below this is read again to tell the line
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _MAX_FIELD = 2**24
 
 
@@ -117,18 +119,32 @@ def _list_rows(path: Path, report: Report) -> Iterator[Found]:
     number = 0
     try:
         with open_bytes(path) as file:
-            for number, raw in enumerate(_items(file, "item"), start=1):
+            for number, raw in enumerate(list_items(file), start=1):
                 yield Found(f"{path}, entry {number}", raw)
-    except UnicodeDecodeError as error:
-        reason = f"not UTF-8 ({error.reason}); {_RECODE}"
-        report(Fault(f"{path}, after entry {number}", "encoding", reason))
-    except ijson.JSONError as error:
-        report(_broken(path, number, error))
+    except FaultError as error:
+        if error.line is None:
+            raise
+        what, way = "not JSON", "what follows is not read"
+        if error.code == "encoding":
+            what, way = "not UTF-8", _RECODE
+        where = f"{path}, after entry {number}"
+        report(Fault(where, error.code, f"{what}: {error}; {way}", error.line))
 
 
-def _items(file: BinaryIO, prefix: str) -> Iterator[Any]:
+def _coco_parser(path: Path) -> Any:
+    """`ijson`, in the variant that keeps half of a surrogate pair, if the file has any."""
+    end = b""
+    with open_bytes(path) as file:
+        while data := file.read(2**20):
+            if _SURROGATE.search(end + data):
+                return ijson.get_backend("python")
+            end = data[-3:]
+    return ijson
+
+
+def _items(parser: Any, file: BinaryIO, prefix: str) -> Iterator[Any]:
     """Values as `json` has them: ijson's own floats would refuse integers over 64 bits."""
-    return map(_with_floats, ijson.items(file, prefix))
+    return map(_with_floats, parser.items(file, prefix))
 
 
 def _with_floats(value: Any) -> Any:
@@ -139,29 +155,8 @@ def _with_floats(value: Any) -> Any:
     return float(value) if isinstance(value, Decimal) else value
 
 
-def _broken(path: Path, number: int, error: Exception) -> Fault:
-    """Where a list breaks off; the line is told of files that are read again quickly."""
-    where = f"{path}, after entry {number}"
-    reason = " ".join(str(error).split())[:200]
-    code = "truncated" if isinstance(error, ijson.IncompleteJSONError) else "malformed"
-    line = None
-    if path.stat().st_size < _SMALL:
-        try:
-            with open_bytes(path) as file:
-                json.loads(file.read())
-        except UnicodeDecodeError as found:
-            bad = found.object[found.start]
-            return Fault(
-                where, "encoding", f"not UTF-8: byte {found.start} is {bad:#04x}; {_RECODE}"
-            )
-        except json.JSONDecodeError as found:
-            line, reason = found.lineno, str(found)
-            is_cut = not found.doc[found.pos :].strip() or "Unterminated" in found.msg
-            code = "truncated" if is_cut else "malformed"
-    return Fault(where, code, f"not JSON ({reason}); what follows is not read", line)
-
-
 def _coco_rows(path: Path) -> Iterator[Found]:
+    parser = _coco_parser(path)
     try:
         with open_bytes(path) as file:
             names = {image["id"]: image["file_name"] for image in ijson.items(file, "images.item")}
@@ -175,7 +170,7 @@ def _coco_rows(path: Path) -> Iterator[Found]:
                 "COCO captions have images and annotations, other formats are lists or lines"
             )
         with open_bytes(path) as file:
-            for number, raw in enumerate(_items(file, "annotations.item"), 1):
+            for number, raw in enumerate(_items(parser, file, "annotations.item"), 1):
                 where = f"{path}, annotation {number}"
                 name = names.get(raw.get("image_id"))
                 yield Found(where, {COCO: name, **raw} if isinstance(raw, Mapping) else raw)

@@ -119,6 +119,24 @@ def test_latin_1_names_the_byte(tmp_path: Path) -> None:
     assert fault.code == "encoding" and "0xf6" in fault.reason
 
 
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "coco.json"])
+def test_half_of_a_surrogate_pair_is_no_question_mark(tmp_path: Path, name: str) -> None:
+    rows: Any = [
+        ENTRY,
+        {"conversations": [ENTRY["conversations"][0], {**ENTRY["conversations"][1]}]},
+    ]
+    rows[1]["conversations"][1]["value"] = "Ho \ud83d!"
+    text = json.dumps(rows) if name == "x.json" else "\n".join(map(json.dumps, rows))
+    if name == "coco.json":
+        images = [{"id": 9, "file_name": "a.jpg"}]
+        said = [{"id": i, "image_id": 9, "caption": c} for i, c in enumerate(["Hi", "Ho \ud83d!"])]
+        text = json.dumps({"images": images, "annotations": said})
+    (tmp_path / name).write_text(text)
+    ids, (fault,) = faults(tmp_path / name)
+    assert len(ids) == 1
+    assert fault.code == "malformed" and "lone surrogate" in fault.reason
+
+
 def test_cut_archives_are_truncated(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.gz"
     rows = "\n".join(json.dumps({**ENTRY, "id": os.urandom(8).hex()}) for _ in range(5000))

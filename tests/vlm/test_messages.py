@@ -92,6 +92,18 @@ def test_records_without_answer_or_picture_are_allowed(tmp_path: Path) -> None:
     assert second.images == () and second.messages[0].text == "q"
 
 
+@pytest.mark.parametrize("image", ["loop.png", "a\0.png"])
+def test_names_that_lead_nowhere(tmp_path: Path, image: str) -> None:
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    with pytest.raises(RecordError, match=r"line 1: .*leads nowhere"):
+        list(read_records(_write(tmp_path, {"id": "1", "images": [image]})))
+
+
+def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"line 1: not JSON .*recursion"):
+        list(read_records(_write(tmp_path, "[" * 100_000)))
+
+
 def test_reading_is_lazy(tmp_path: Path) -> None:
     records = read_records(_write(tmp_path, {"id": "1"}, "{broken"))
     assert next(records).id == "1"
