@@ -15,6 +15,10 @@ from vlm.errors import ConfigError
 
 DATA_RECIPES = {"scenes": "drawn emoji and shapes on a grid: captions, questions and answers"}
 
+AllowRemote = Annotated[
+    bool, typer.Option("--allow-remote", help="Fetch pictures by their URLs, from public hosts.")
+]
+
 # Imports a module of the data recipes when it is needed.
 Open = Callable[[str], ModuleType]
 
@@ -106,6 +110,7 @@ def _register_convert(app: typer.Typer, package: Open) -> None:
         images: Pictures = None,
         split: Split = None,
         skip_faults: SkipFaults = False,
+        allow_remote: AllowRemote = False,
     ) -> None:
         """Convert data of any known format.
 
@@ -120,6 +125,7 @@ def _register_convert(app: typer.Typer, package: Open) -> None:
         with fault_list(out, skip_faults) as faults:
             options: dict[str, Any] = {"format": from_, "images": images, "split": split}
             options["faults"] = faults
+            options["fetch"] = _fetch(allow_remote)
             number = write(
                 itertools.chain.from_iterable(formats.read(each, **options) for each in data), out
             )
@@ -127,3 +133,9 @@ def _register_convert(app: typer.Typer, package: Open) -> None:
         print(out / name)
         if faults:
             faults.end()
+
+
+def _fetch(is_allowed: bool) -> Callable[[str], bytes] | None:
+    from vlm.remote import fetch_picture
+
+    return fetch_picture if is_allowed else None

@@ -3,7 +3,7 @@
 import functools
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,21 @@ _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 
 
 class Pictures:
-    """Binds names to the pictures' folders; nothing is opened or fetched.
+    """Binds names to the pictures' folders; nothing is opened, and fetched only if asked for.
 
     Args:
         folder: of the data file.
         images: another folder in which pictures may lie; names are looked up there first.
+        fetch: gives the bytes of a picture of the web; without it URLs are refused.
     """
 
-    def __init__(self, folder: Path, images: Path | str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        images: Path | str | None = None,
+        fetch: Callable[[str], bytes] | None = None,
+    ) -> None:
+        self._fetch = fetch
         self._folders = [os.path.abspath(each) for each in (images, folder) if each is not None]
         self._roots = [os.path.realpath(each) for each in self._folders]
         self._real = functools.lru_cache(1024)(os.path.realpath)
@@ -51,8 +58,7 @@ class Pictures:
         if value.startswith("file://"):
             value = value.removeprefix("file://")
         if _SCHEME.match(value):
-            reason = f"{shorten(value)} is a URL, and URLs are not fetched; download it first"
-            raise FaultError(reason, "remote_url")
+            return self._remote(value)
         if "\0" in value:
             raise FaultError(f"{shorten(value)} is no possible file name", "malformed")
         return self._inside(value)
@@ -60,6 +66,15 @@ class Pictures:
     def all(self, values: Iterable[Any]) -> tuple[str | bytes, ...]:
         """The same for several."""
         return tuple(map(self.bind, values))
+
+    def _remote(self, url: str) -> bytes:
+        if self._fetch is None:
+            reason = f"{shorten(url)} is a URL; download it first, or allow it by --allow-remote"
+            raise FaultError(reason, "remote_url")
+        try:
+            return self._fetch(url)
+        except ImageError as error:
+            raise FaultError(str(error), "remote_url") from error
 
     def _inside(self, name: str) -> str:
         places = [os.path.join(folder, name) for folder in self._folders]

@@ -109,6 +109,7 @@ def read(
     images: Path | str | None = None,
     split: str | None = None,
     faults: Report | None = None,
+    fetch: Callable[[str], bytes] | None = None,
 ) -> Iterator[Record]:
     """Stream the records of any known shape; memory does not grow with their number.
 
@@ -120,6 +121,8 @@ def read(
         split: of a data set that has several.
         faults: told of each row that cannot be used, which is then passed over; without it
             the first one raises.
+        fetch: gives the bytes of a picture by its URL, such as `vlm.remote.fetch_picture`;
+            without it a URL is a fault.
 
     Raises:
         ConfigError: at once: no such format. While iterating: a split must be chosen.
@@ -128,23 +131,27 @@ def read(
     """
     if format is not None and format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}{nearest(format, FORMATS)}")
-    return _read(path, FORMATS.get(format or ""), images, split, faults or refuse)
+
+    def bind(folder: Path) -> Pictures:
+        return Pictures(folder, images, fetch)
+
+    return _read(path, FORMATS.get(format or ""), bind, split, faults or refuse)
 
 
 def _read(
-    path: Any, format: Format | None, images: Path | str | None, split: str | None, report: Report
+    path: Any,
+    format: Format | None,
+    bind: Callable[[Path], Pictures],
+    split: str | None,
+    report: Report,
 ) -> Iterator[Record]:
-    if is_dataset(path):
-        rows = dataset_rows(path, "dataset", split)
-        yield from _records(rows, format, "row", Pictures(Path.cwd(), images), report)
-        return
-    if str(path).startswith(HUB):
-        rows = hub_rows(str(path), split)
-        yield from _records(rows, format, "row", Pictures(Path.cwd(), images), report)
+    if is_dataset(path) or str(path).startswith(HUB):
+        is_open = is_dataset(path)
+        rows = dataset_rows(path, "dataset", split) if is_open else hub_rows(str(path), split)
+        yield from _records(rows, format, "row", bind(Path.cwd()), report)
         return
     for each in files(path):
-        folder = each if each.is_dir() else each.parent
-        pictures = Pictures(folder, images)
+        pictures = bind(each if each.is_dir() else each.parent)
         name = each.name.partition(".")[0]
         try:
             rows = _rows(each, pictures, split, report)

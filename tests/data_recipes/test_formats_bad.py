@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from data_recipes.formats import Fault, read
-from vlm.errors import ConfigError, RecordError
+from vlm.errors import ConfigError, ImageError, RecordError
 from vlm.testing import draw_image
 
 
@@ -245,6 +245,24 @@ def test_urls_are_not_fetched(tmp_path: Path, name: str) -> None:
     row = {"messages": [{"role": "user", "content": part}, {"role": "assistant", "content": "x"}]}
     _, (fault,) = faults(lines(tmp_path / "y.jsonl", row))
     assert fault.code == "remote_url"
+
+
+def test_urls_are_fetched_where_that_is_allowed(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def fetch(url: str) -> bytes:
+        asked.append(url)
+        if "private" in url:
+            raise ImageError("no public address", "private_address")
+        return png_bytes()
+
+    urls = ["https://x.org/a.png", "http://private/a.png", "a.png"]
+    path = lines(tmp_path / "x.jsonl", *({**SEEN, "image": url} for url in urls))
+    found: list[Fault] = []
+    first, second = read(path, faults=found.append, fetch=fetch)
+    assert first.images == (png_bytes(),) and second.images == (str(tmp_path / "a.png"),)
+    assert asked == urls[:2]
+    assert [(f.code, f.line, f.reason) for f in found] == [("remote_url", 2, "no public address")]
 
 
 def test_a_file_url_is_a_path(tmp_path: Path) -> None:
