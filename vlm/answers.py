@@ -1,8 +1,8 @@
 """How an answer is asked for, and how it is given: its text, why it ended, how sure it is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from vlm.engine.stream import REPLACEMENT, Detokenizer
 
@@ -29,6 +29,7 @@ class SamplingOptions(TypedDict, total=False):
     stop_strings: str | Sequence[str]
     logprobs: int | None
     stop_loops: bool
+    json_schema: Mapping[str, Any] | str | None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 - features: pictures to visual tokens, each distinct picture once
 - cache: where visual tokens are kept, bounded in bytes
 - sampling: logits to the next token, and how likely it was
+- grammar: answers that are JSON by a schema
 - stops: the end of an answer before a stop string
 - loops: the end of an answer that only repeats itself
 - task: a request on its way; scheduler: which ones run, in plain Python

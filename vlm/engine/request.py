@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from vlm.engine.bias import Bias
+from vlm.engine.grammar import Grammar
 from vlm.engine.loops import LoopDetector
 from vlm.engine.sampling import Draw, Sampler, Sampling
 from vlm.engine.stops import StopText, num_needed
@@ -109,7 +110,8 @@ class Row:
 
     Raises:
         ContextLengthError: the prompt leaves no room for one token of an answer.
-        ConfigError: `logit_bias` names a token that the model does not have.
+        ConfigError: `logit_bias` names a token that the model does not have, or
+            `json_schema` cannot be followed.
     """
 
     def __init__(self, request: Request, processor: Reader) -> None:
@@ -117,7 +119,11 @@ class Row:
         self.request = request
         ids, biases = request.prompt.input_ids, sampling.logit_bias
         bias = Bias(biases, processor.tokenizer, ids) if biases else None
-        self.sampler = Sampler(sampling, ids, processor.never_text, bias)
+        schema = sampling.json_schema
+        grammar = (
+            Grammar(str(schema), processor.tokenizer, processor.eos_token_ids) if schema else None
+        )
+        self.sampler = Sampler(sampling, ids, processor.never_text, bias, grammar)
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.top_logprobs: list[Likeliest] = []

@@ -268,7 +268,7 @@ class Engine:
         for place, (task, draw) in enumerate(zip(tasks, draws, strict=True)):
             if draw is None:
                 self._slots.wipe(place)
-                task.error = GenerationError(BAD_LOGITS)
+                task.error = GenerationError(task.sampler.failure or BAD_LOGITS)
             else:
                 task.take(draw)
 

@@ -1,8 +1,8 @@
 """How the next token is chosen: greedy, or drawn from a reshaped distribution.
 
-The order is that of transformers' `generate`: logit bias, repetition penalty, temperature,
-top_k, top_p, min_p. Every request owns its random generator, so a seeded answer does not depend
-on which other requests share its batch.
+A schema rules tokens out first; then the order is that of transformers' `generate`: logit
+bias, repetition penalty, temperature, top_k, top_p, min_p. Every request owns its random
+generator, so a seeded answer does not depend on which other requests share its batch.
 
 A token's logprob is the natural logarithm of its probability in the model's own
 distribution: the softmax of the logits as they come, before any of the above. Only tokens
@@ -11,21 +11,20 @@ vocabulary.
 """
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from vlm.engine.bias import Bias, Biases, Entries, checked_bias
-from vlm.engine.checks import check_int, check_number
+from vlm.engine.checks import check_int, check_number, checked_stop_strings
+from vlm.engine.grammar import Grammar, checked_schema
 from vlm.errors import ConfigError, GenerationError
 
 MAX_TEMPERATURE = 100.0
 MAX_SEED = 2**63 - 1
 MAX_PENALTY = 100.0
-MAX_STOP_STRINGS = 8
-MAX_STOP_LENGTH = 1000
 MAX_LOGPROBS = 20
 BAD_LOGITS = (
     "the model computed NaN or infinite logits: its weights are damaged or its numbers"
@@ -66,6 +65,7 @@ class Sampling:
         stop_loops: end an answer that repeats itself over and over, see
             `vlm.engine.loops`. Its first 47 tokens are never touched; off, a greedy
             answer is token by token that of transformers' `generate`, however long.
+        json_schema: of the answer, as a mapping or text, see `vlm.engine.grammar`; kept as text.
 
     Raises:
         ConfigError: a value of the wrong type or out of range.
@@ -82,6 +82,7 @@ class Sampling:
     stop_strings: Sequence[str] = ()
     logprobs: int | None = None
     stop_loops: bool = True
+    json_schema: Mapping[str, Any] | str | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
@@ -98,11 +99,12 @@ class Sampling:
         if self.repetition_penalty == 0.0:
             raise ConfigError("repetition_penalty is 0, which divides by 0; 1 turns it off")
         object.__setattr__(self, "logit_bias", checked_bias(self.logit_bias))
-        object.__setattr__(self, "stop_strings", _checked_stop_strings(self.stop_strings))
+        object.__setattr__(self, "stop_strings", checked_stop_strings(self.stop_strings))
         if self.logprobs is not None:
             check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if not isinstance(self.stop_loops, bool):
             raise ConfigError(f"stop_loops is {self.stop_loops!r}; it must be True or False")
+        object.__setattr__(self, "json_schema", checked_schema(self.json_schema))
 
 
 class Draw(NamedTuple):
@@ -127,6 +129,7 @@ class Sampler:
         prompt: ids that the repetition penalty counts from the start.
         uncounted: ids that it never counts, such as the image token's.
         bias: of `sampling.logit_bias`, if it has any.
+        grammar: of `sampling.json_schema`, if it has one.
     """
 
     def __init__(
@@ -135,8 +138,10 @@ class Sampler:
         prompt: Iterable[int] = (),
         uncounted: Collection[int] = (),
         bias: Bias | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         assert (bias is None) == (not sampling.logit_bias), "a bias would be dropped"
+        assert (grammar is None) == (sampling.json_schema is None), "a schema would be dropped"
         self.sampling = sampling
         self._generator: torch.Generator | None = None
         if sampling.temperature > 0:
@@ -146,6 +151,7 @@ class Sampler:
             else:
                 self._generator.manual_seed(sampling.seed)
         self._bias = bias
+        self._grammar = grammar
         self._penalised = sampling.repetition_penalty != 1.0
         self._uncounted = frozenset(uncounted)
         self._prompt = frozenset(prompt) - self._uncounted if self._penalised else frozenset()
@@ -154,7 +160,13 @@ class Sampler:
     @property
     def plain(self) -> bool:
         """Whether the model's likeliest token is always taken."""
-        return self._generator is None and not self._penalised and self._bias is None
+        changed = self._penalised or self._bias is not None or self._grammar is not None
+        return self._generator is None and not changed
+
+    @property
+    def failure(self) -> str | None:
+        """Why no token can come any more."""
+        return None if self._grammar is None else self._grammar.failure
 
     def pick(self, logits: torch.Tensor) -> int:
         """Draw one token; repetition penalty and bias count it from now on.
@@ -174,6 +186,8 @@ class Sampler:
             self._counted[token] = True
         if self._bias is not None:
             self._bias.take(token)
+        if self._grammar is not None:
+            self._grammar.take(token)
         return token
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
@@ -184,6 +198,8 @@ class Sampler:
         """
         # On the CPU and in double, so that one seed gives one answer on every device.
         scores = logits.detach().cpu().double()
+        if self._grammar is not None:
+            scores = self._grammar.restrict(scores)
         scores = self._penalise(scores if self._bias is None else self._bias.add_to(scores))
         settings = self.sampling
         if self._generator is None:
@@ -221,12 +237,13 @@ def next_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[Draw]
     """
     draws = [draw for draw in draw_rows(logits, samplers) if draw is not None]
     if len(draws) < len(samplers):
-        raise GenerationError(BAD_LOGITS)
+        failures = [each.failure for each in samplers if each.failure is not None]
+        raise GenerationError(failures[0] if failures else BAD_LOGITS)
     return draws
 
 
 def draw_rows(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[Draw | None]:
-    """As `next_tokens`, but with None for a row that holds NaN or no finite logit."""
+    """As `next_tokens`, but with None for a row that would raise."""
     best, token = logits.max(dim=-1)  # max carries NaN through
     totals = torch.logsumexp(logits.float(), dim=-1)
     highest, log_totals = torch.stack([best.float(), totals]).tolist()
@@ -240,8 +257,10 @@ def draw_rows(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[Draw | 
             logprobs[row] = float(scores[tokens[row]]) - log_totals[row]
     likeliest = _likeliest(logits, log_totals, [each.sampling.logprobs or 0 for each in samplers])
     return [
-        Draw(tokens[row], logprobs[row], likeliest.get(row, ())) if sound[row] else None
-        for row in range(len(samplers))
+        Draw(tokens[row], logprobs[row], likeliest.get(row, ()))
+        if sound[row] and each.failure is None
+        else None
+        for row, each in enumerate(samplers)
     ]
 
 
@@ -280,19 +299,3 @@ def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
         ordered, order = probabilities.sort(descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered  # mass of the tokens ranked above this one
     return torch.zeros_like(probabilities).scatter(0, order, ordered * (before < top_p))
-
-
-def _checked_stop_strings(given: object) -> tuple[str, ...]:
-    """As a tuple; raises ConfigError unless they are few, of sane length and not empty."""
-    way_out = "give a string, or a list of up to 8 that are not empty"
-    strings = [given] if isinstance(given, str) else given
-    if not isinstance(strings, list | tuple):
-        raise ConfigError(f"stop_strings is {given!r}, which is no list of strings; {way_out}")
-    if len(strings) > MAX_STOP_STRINGS:
-        raise ConfigError(f"stop_strings has {len(strings)} strings; {way_out}")
-    for each in strings:
-        if not isinstance(each, str) or not each:
-            raise ConfigError(f"stop_strings has {each!r} in it; {way_out}")
-        if len(each) > MAX_STOP_LENGTH:
-            raise ConfigError(f"stop_strings: {len(each)} characters; at most {MAX_STOP_LENGTH}")
-    return tuple(strings)
