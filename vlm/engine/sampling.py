@@ -41,8 +41,7 @@ class Sampling:
     Greedy answers ignore top_k, top_p and min_p, which keep the likeliest token anyway.
 
     Args:
-        max_new_tokens: the most tokens to generate; None takes up to
-            256, fewer where the context ends earlier.
+        max_new_tokens: the most tokens; None is 256, fewer where the context ends earlier.
         temperature: 0 is greedy; above 0 the logits are divided by it.
         top_p: nucleus sampling keeps the smallest set of tokens whose probability
             reaches ``top_p`` (Holtzman et al. 2020, arXiv:1904.09751); 1 keeps all.
