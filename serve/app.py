@@ -1,17 +1,23 @@
-"""The chat page in the browser: `build_app` draws it, `launch` serves it until Ctrl-C."""
+"""The chat page in the browser: `build_app` draws it, `launch` serves it and the API."""
 
+import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
 from typing import Protocol
 
 import gradio as gr
 
+from serve.access import Access
+from serve.api.limits import Limits
+from serve.api.service import ApiModel, Service
 from serve.caption_tab import Captioner, add_captions
 from serve.chat_tab import Example, add_chat
 from serve.look import Described, header
-from serve.server import serving
+from serve.server import Served, serving
 from serve.session import ChatModel
 
 WAITING_ROOM = 64  # questions that may wait for the model before the page says it is full
@@ -44,29 +50,79 @@ def build_app(assistant: PageModel) -> gr.Blocks:
 
 
 @contextmanager
-def running(assistant: PageModel, host: str = "127.0.0.1", port: int = 7860) -> Iterator[str]:
-    """Serve the page from a thread for as long as the block runs; the value is its address.
+def running(
+    assistant: PageModel,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    *,
+    access: Access | None = None,
+    limits: Limits | None = None,
+) -> Iterator[str]:
+    """Serve page and API from a thread for as long as the block runs; the value is the address.
 
     Args:
         assistant: who answers.
-        host: the address to listen on; any but a loopback address opens the page to the
-            network, without a password.
+        host: the address to listen on; any but a loopback address opens the server to the
+            network.
         port: 0 takes a free one.
+        access: who may come in; None lets everybody in who can reach the address.
+        limits: on what clients of the API may ask for.
 
     Raises:
         ConfigError: the address cannot be listened on.
     """
-    with serving(lambda: build_app(assistant), host, port) as url:
-        yield url
+    with _serving(assistant, host, port, access, limits) as served:
+        yield served.url
 
 
-def launch(assistant: PageModel, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Serve the page until Ctrl-C or SIGTERM; arguments and errors as for `running`."""
+def _serving(
+    assistant: PageModel, host: str, port: int, access: Access | None, limits: Limits | None
+) -> AbstractContextManager[Served]:
+    service = Service(assistant, limits) if isinstance(assistant, ApiModel) else None
+    return serving(lambda: build_app(assistant), host, port, access=access, service=service)
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def launch(
+    assistant: PageModel,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    *,
+    access: Access | None = None,
+    limits: Limits | None = None,
+) -> None:
+    """Serve until Ctrl-C or SIGTERM; arguments and errors as for `running`.
+
+    After SIGTERM answers that are under way may end and nothing new is taken; a second one
+    ends the process at once, with code 143.
+    """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with running(assistant, host, port) as url:
-        print(f"{assistant.name} answers at {url} (Ctrl-C ends it)", flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            print("Bye.", flush=True)
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with _serving(assistant, host, port, access, limits) as served:
+            print(f"{assistant.name} answers at {served.url} (Ctrl-C ends it)", flush=True)
+            try:
+                threading.Event().wait()
+            except Terminated:
+                _drain(served)
+    except (KeyboardInterrupt, Terminated):
+        print("Bye.", flush=True)
+
+
+def _drain(served: Served) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: _leave(served))
+    print("Ending: what is under way may finish, nothing new is taken.", flush=True)
+    print("Bye." if served.drain() else "Bye; some answers were cut.", flush=True)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _leave(served: Served) -> None:
+    """End the process now."""
+    shutil.rmtree(served.uploads, ignore_errors=True)
+    os._exit(128 + signal.SIGTERM)

@@ -6,13 +6,16 @@ page loads nothing from anywhere else, whatever a model writes into it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.access import LOGIN_PATH, MAX_LOGIN_BYTES, OPEN_PATHS, Access
+from serve.api.problems import ApiError
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 MAX_JSON_BYTES = 2 * 2**20
@@ -32,6 +35,8 @@ CLOSED = (
     "/monitoring",
 )
 FILE_ROUTE = "/gradio_api/file"
+API_ROUTE = "/v1/"
+ASKING = ("/gradio_api/queue/join", "/gradio_api/upload")
 
 SAFE_HEADERS = {
     # gradio's own page needs inline scripts and eval; nothing may come from elsewhere.
@@ -46,17 +51,28 @@ SAFE_HEADERS = {
 
 
 class Guard:
-    """Lets through what a browser on the page itself sends, and little else.
+    """Lets through what a browser on the page itself and clients of the API send, little else.
 
     Args:
         app: the application behind.
         local_only: refuse a `Host` other than the loopback names, so that a foreign site
             whose name is made to resolve to 127.0.0.1 reaches nothing (DNS rebinding).
+        access: who may come in; None lets everybody in.
+        is_draining: whether the page is to take no new questions; the API tells by itself.
     """
 
-    def __init__(self, app: ASGIApp, *, local_only: bool = True) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        local_only: bool = True,
+        access: Access | None = None,
+        is_draining: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.app = app
         self.local_only = local_only
+        self.access = access
+        self.is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve, or refuse with a short text."""
@@ -67,7 +83,10 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         headers = Headers(scope=scope)
+        send = _safer(send)
         refusal = self._refusal(scope["path"], headers)
+        if refusal is None and self.access is not None:
+            refusal = await self._stranger(self.access, scope, headers, receive)
         body = None
         if refusal is None and _has_json(scope, headers):
             body = await _read(receive, MAX_JSON_BYTES)
@@ -75,20 +94,43 @@ class Guard:
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        await self.app(scope, receive if body is None else _replay(body, receive), _safer(send))
+        await self.app(scope, receive if body is None else _replay(body, receive), send)
 
-    def _refusal(self, path: str, headers: Headers) -> PlainTextResponse | None:
+    def _refusal(self, path: str, headers: Headers) -> Response | None:
         host = headers.get("host", "")
         if self.local_only and _host_name(host) not in LOOPBACK_NAMES:
-            return PlainTextResponse("This server answers to its own machine only.", 403)
+            return _refuse(path, 403, "This server answers to its own machine only.")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
-            return PlainTextResponse("Requests from other sites are refused.", 403)
+            return _refuse(path, 403, "Requests from other sites are refused.")
         if path.startswith(CLOSED):
-            return PlainTextResponse("Not found", 404)
+            return _refuse(path, 404, "Not found")
         if path.startswith(FILE_ROUTE) and "://" in path:
-            return PlainTextResponse("Addresses are not fetched.", 403)
+            return _refuse(path, 403, "Addresses are not fetched.")
+        if path.startswith(ASKING) and self.is_draining():
+            return PlainTextResponse("The server is about to end.", 503, {"Retry-After": "2"})
         return None
+
+    async def _stranger(
+        self, access: Access, scope: Scope, headers: Headers, receive: Receive
+    ) -> Response | None:
+        """What to tell somebody who has not shown the key; None for those who have."""
+        path = scope["path"]
+        if path == LOGIN_PATH and scope["method"] == "POST":
+            form = await _read(receive, MAX_LOGIN_BYTES)
+            return _refuse(path, 413, "Too long") if form is None else access.log_in(form, headers)
+        if path in OPEN_PATHS or access.admits(headers):
+            return None
+        if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
+            return access.form()
+        return _refuse(path, 401, "Send the key of this server as a Bearer token, or log in at /.")
+
+
+def _refuse(path: str, status: int, text: str) -> Response:
+    if not path.startswith(API_ROUTE):
+        return PlainTextResponse(text, status)
+    code = {401: "invalid_api_key", 403: "forbidden"}.get(status, "not_found")
+    return ApiError(status, code, text).response()
 
 
 def _host_name(host: str) -> str | None:
@@ -99,6 +141,9 @@ def _host_name(host: str) -> str | None:
 
 
 def _has_json(scope: Scope, headers: Headers) -> bool:
+    """Whether the page's own rules for bodies are to be held; the API has its own."""
+    if scope["path"].startswith(API_ROUTE):
+        return False
     kind = headers.get("content-type", "")
     return scope["method"] == "POST" and not kind.startswith("multipart/form-data")
 

@@ -4,10 +4,11 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address
-from typing import Protocol, cast, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import gradio as gr
 import uvicorn
@@ -16,6 +17,9 @@ from gradio.routes import App
 from starlette.middleware import Middleware
 from starlette.routing import Mount
 
+from serve.access import Access, is_loopback
+from serve.api.routes import add_api
+from serve.api.service import Service
 from serve.guard import Guard
 from serve.look import HEAD, theme
 from vlm.errors import ConfigError
@@ -24,6 +28,7 @@ from vlm.images import DEFAULT_LIMITS
 MAX_UPLOAD_BYTES = DEFAULT_LIMITS.max_bytes
 MAX_VISITORS = 1000
 GOODBYE_SECONDS = 2
+_LOOK_SECONDS = 0.05
 
 
 @runtime_checkable
@@ -34,14 +39,23 @@ class Stoppable(Protocol):
         """End it soon."""
 
 
-def guarded(page: gr.Blocks, *, local_only: bool) -> FastAPI:
-    """The page as an ASGI application behind `serve.guard.Guard`."""
-    app = FastAPI(
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        middleware=[Middleware(Guard, local_only=local_only)],
+def guarded(
+    page: gr.Blocks,
+    *,
+    local_only: bool,
+    access: Access | None = None,
+    service: Service | None = None,
+) -> FastAPI:
+    """The page as an ASGI application behind `serve.guard.Guard`, the API beside it."""
+    guard = Middleware(
+        Guard,
+        local_only=local_only,
+        access=access,
+        is_draining=lambda: service is not None and service.draining,
     )
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, middleware=[guard])
+    if service is not None:
+        add_api(app, service)
     # Trap: gradio checks that a file named by a client was uploaded by one only if this is
     # set, and mounting does not set it. Without it any file here could be read.
     page.has_launched = True
@@ -64,9 +78,44 @@ def guarded(page: gr.Blocks, *, local_only: bool) -> FastAPI:
     return app
 
 
+@dataclass(frozen=True)
+class Served:
+    """A server that runs.
+
+    Attributes:
+        url: its address.
+        uploads: the folder of the page's files.
+        service: the API behind it, if there is one.
+    """
+
+    url: str
+    uploads: str
+    service: Service | None
+
+    def drain(self) -> bool:
+        """Refuse what is new and wait for what is under way; whether all of it has ended."""
+        if self.service is None:
+            return True
+        self.service.draining = True
+        deadline = time.monotonic() + self.service.limits.drain_seconds
+        while self.service.busy:
+            if time.monotonic() > deadline:
+                self.service.cancel_all()
+                return False
+            time.sleep(_LOOK_SECONDS)
+        return True
+
+
 @contextmanager
-def serving(build: Callable[[], gr.Blocks], host: str, port: int) -> Iterator[str]:
-    """Serve a page from a thread; the value is its address.
+def serving(
+    build: Callable[[], gr.Blocks],
+    host: str,
+    port: int,
+    *,
+    access: Access | None = None,
+    service: Service | None = None,
+) -> Iterator[Served]:
+    """Serve a page, and the API beside it, from a thread.
 
     Uploads live in a folder that only this user can read, and are deleted at the end.
 
@@ -74,6 +123,8 @@ def serving(build: Callable[[], gr.Blocks], host: str, port: int) -> Iterator[st
         build: draws the page; called once the folder for uploads is set.
         host: the address to listen on.
         port: 0 takes a free one.
+        access: who may come in; None lets everybody in.
+        service: of the API; None serves the page alone.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -83,14 +134,17 @@ def serving(build: Callable[[], gr.Blocks], host: str, port: int) -> Iterator[st
         tempfile.TemporaryDirectory(prefix="vlm-uploads-") as folder,
         _environment("GRADIO_TEMP_DIR", folder),
     ):
-        server = _Server(guarded(build(), local_only=_is_loopback(host)))
+        app = guarded(build(), local_only=is_loopback(host), access=access, service=service)
+        server = _Server(app)
         thread = threading.Thread(target=server.run, args=([listener],), name="vlm-page")
         thread.start()
         try:
             while thread.is_alive() and not server.started:
                 thread.join(0.01)
-            yield _address(host, listener)
+            yield Served(_address(host, listener), folder, service)
         finally:
+            if service is not None:
+                service.close()
             server.should_exit = True
             thread.join()
 
@@ -108,7 +162,7 @@ class _Server(uvicorn.Server):
             )
         )
         mounts = (route.app for route in app.routes if isinstance(route, Mount))
-        self._page = cast(App, next(mounts))
+        self._page = next(app for app in mounts if isinstance(app, App))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for visitor in list(self._page.state_holder.session_data.values()):
@@ -132,13 +186,6 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot serve at {host}:{port}: {reason}; try vlm serve --host 127.0.0.1 --port 7861"
         ) from error
     return listener
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _address(host: str, listener: socket.socket) -> str:

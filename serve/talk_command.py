@@ -74,15 +74,29 @@ def chat(
 
 def serve(
     model: Model = None,
-    host: Annotated[str, typer.Option(help="0.0.0.0 opens the page to the network.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="0.0.0.0 opens the server to the network; needs a key.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="VLM_API_KEY", help="Asked for on every address but /health; or in VLM_API_KEY."
+        ),
+    ] = None,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Let everybody in who can reach --host.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
     compile: Compile = False,
 ) -> None:
-    """Chat in the browser."""
+    """Chat in the browser, and the OpenAI API at /v1 beside it."""
+    from serve.access import access_for
+
+    access = access_for(host, api_key, no_auth=no_auth)
     assistant = open_model(model, device, dtype, quantize, compile)
     from serve.app import launch
 
-    launch(assistant, host, port)
+    launch(assistant, host, port, access=access)

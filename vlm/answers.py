@@ -92,7 +92,7 @@ def _tokens(
 ) -> tuple[AnswerToken, ...]:
     ids, likeliest = completion.ids, completion.top_logprobs or ()
     spelt = [
-        tuple((_spell(processor, ids[:i], token), value) for token, value in pairs)
+        tuple((spell(processor, ids[:i], token), value) for token, value in pairs)
         for i, pairs in enumerate(likeliest)
     ]
     pieces = _pieces(ids, text, processor.decode)
@@ -112,7 +112,7 @@ def _pieces(ids: Sequence[int], text: str, decode: Callable[[Sequence[int]], str
     return pieces
 
 
-def _spell(processor: "Processor | RelativeProcessor", before: Sequence[int], token: int) -> str:
+def spell(processor: "Processor | RelativeProcessor", before: Sequence[int], token: int) -> str:
     """A token as it would be written after those before it."""
     context = list(before[-_CONTEXT:])
     known = processor.decode(context).rstrip(REPLACEMENT)

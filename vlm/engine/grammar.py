@@ -100,10 +100,10 @@ def _spelling(tokenizer: Any, eos: frozenset[int]) -> "LLTokenizer":
     """The library's own view of a tokenizer, made once: for large ones it takes a second."""
     made = _known.setdefault(tokenizer, {})
     if eos not in made:
-        from llguidance.hf import from_tokenizer
+        from llguidance import LLTokenizer
 
         try:
-            made[eos] = from_tokenizer(tokenizer, eos_token=sorted(eos))
+            made[eos] = LLTokenizer(_literal(tokenizer), eos_token=sorted(eos))
         except ValueError as error:
             raise ConfigError(
                 f"json_schema is not possible with this model's tokenizer: {_line(str(error))}"
@@ -111,5 +111,21 @@ def _spelling(tokenizer: Any, eos: frozenset[int]) -> "LLTokenizer":
     return made[eos]
 
 
+def _literal(tokenizer: Any) -> str:
+    """A byte-level tokenizer that spells what it is given: no space before it, no case folded.
+
+    The library looks up how a text that must come is spelt, and would take both for its text.
+    """
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    spec["padding"] = spec["truncation"] = None
+    steps = spec["pre_tokenizer"] or {}
+    for step in steps.get("pretokenizers", [steps]):
+        if step.get("type") == "ByteLevel":
+            step["add_prefix_space"] = False
+            spec["normalizer"] = None
+    return json.dumps(spec)
+
+
 def _line(text: str) -> str:
-    return " ".join(text.split())[:300]
+    """On one line, without the state that the library adds to some errors."""
+    return " ".join(text.partition("<state>")[0].split())[:300]

@@ -63,6 +63,31 @@ class Detokenizer:
         return piece
 
 
+class Teller:
+    """The text of one answer as it grows, with stop strings or without.
+
+    Args:
+        decode: as for `Detokenizer`.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._detokenizer = Detokenizer(decode)
+        self._told = 0
+
+    def add(self, row: "Row") -> str:
+        """What is certain by now and was not told before, possibly empty."""
+        text = row.text
+        if text is not None:  # with stop strings, the row itself knows what is certain
+            told, self._told = self._told, len(text)
+            return text[told:]
+        new = row.ids[len(self._detokenizer.ids) :]
+        return "".join([self._detokenizer.add(token) for token in new])
+
+    def finish(self) -> str:
+        """The rest, once the row has ended and was added."""
+        return self._detokenizer.finish()
+
+
 def pieces(steps: "Iterable[Row]", decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
     """The text of one answer, piece by piece, none of them empty.
 
@@ -70,17 +95,9 @@ def pieces(steps: "Iterable[Row]", decode: Callable[[Sequence[int]], str]) -> It
         steps: its row after each step, the last time ended.
         decode: as for `Detokenizer`.
     """
-    detokenizer = Detokenizer(decode)
-    told = 0
+    teller = Teller(decode)
     for row in steps:
-        text = row.text
-        if text is not None:  # with stop strings, the row itself knows what is certain
-            if len(text) > told:
-                yield text[told:]
-            told = len(text)
-            continue
-        for token in row.ids[len(detokenizer.ids) :]:
-            if piece := detokenizer.add(token):
-                yield piece
-    if rest := detokenizer.finish():
+        if piece := teller.add(row):
+            yield piece
+    if rest := teller.finish():
         yield rest

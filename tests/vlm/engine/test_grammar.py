@@ -92,3 +92,15 @@ def test_a_grammar_that_fails_ends_its_answer_alone(model: Assistant) -> None:
     with pytest.raises(Exception, match="JSON cannot go on"):
         tasks[0].result()
     assert len(tasks[1].result().ids) == 4
+
+
+def test_a_tokenizer_that_adds_a_space_and_folds_case() -> None:
+    """The built-in model's: what must come is spelt as it is, capitals too."""
+    schema = {
+        "type": "object",
+        "properties": {"Any Colour": {"enum": ["Red"]}},
+        "required": ["Any Colour"],
+        "additionalProperties": False,
+    }
+    (answer,) = load().generate([[{"role": "user", "content": "x"}]], json_schema=schema)
+    assert answer.text == '{"Any Colour": "Red"}'
