@@ -100,7 +100,6 @@ class Served:
         deadline = time.monotonic() + self.service.limits.drain_seconds
         while self.service.busy:
             if time.monotonic() > deadline:
-                self.service.cancel_all()
                 return False
             time.sleep(_LOOK_SECONDS)
         return True
@@ -144,9 +143,11 @@ def serving(
             yield Served(_address(host, listener), folder, service)
         finally:
             if service is not None:
-                service.close()
+                service.refuse()
             server.should_exit = True
             thread.join()
+            if service is not None:
+                service.close()
 
 
 class _Server(uvicorn.Server):

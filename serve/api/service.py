@@ -169,15 +169,14 @@ class Service:
         self._orders.discard(order)
         self.metrics.note(order.jobs, order.arrived)
 
-    def cancel_all(self) -> None:
-        """Cancel all that is under way; may be called from any thread."""
+    def refuse(self) -> None:
+        """Take nothing new and cancel what is under way; may be called from any thread."""
+        self.draining = True
         for order in list(self._orders):
             order.cancel()
 
     def close(self) -> None:
-        """Cancel what is under way and let all threads end."""
-        self.draining = True
-        self.cancel_all()
+        """Let all threads end."""
         self.desk.close()
         self._readers.shutdown(wait=False)
 

@@ -78,6 +78,8 @@ class Scheduler(Generic[J]):
         A few prompts together cost less than one at a time: while many jobs run, a quarter
         of the places must be free before the next ones start.
         """
+        if any(job.ended for job in self.waiting):  # cancelled while they waited
+            self.waiting = deque(job for job in self.waiting if not job.ended)
         started: list[J] = []
         free = self.max_running - len(self.running)
         if self.running and free < min(len(self.waiting), -(-self.max_running // 4)):
@@ -86,9 +88,6 @@ class Scheduler(Generic[J]):
         room = self.max_positions - sum(job.reach for job in self.running)
         while self.waiting and len(self.running) < self.max_running:
             job = self.waiting[0]
-            if job.ended:  # cancelled while it waited
-                self.waiting.popleft()
-                continue
             if (started and job.num_tokens > budget) or (self.running and job.reach > room):
                 break
             budget -= job.num_tokens
