@@ -46,7 +46,8 @@ SAFE_HEADERS = {
         "form-action 'self'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # Not "no-referrer": a browser would send the form of the log-in with a null origin.
+    "Referrer-Policy": "same-origin",
 }
 
 
@@ -103,7 +104,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
             return _refuse(path, 403, "Requests from other sites are refused.")
-        if path.startswith(CLOSED):
+        if path.startswith(CLOSED) or any(char < " " for char in path):  # a line break hides both
             return _refuse(path, 404, "Not found")
         if path.startswith(FILE_ROUTE) and "://" in path:
             return _refuse(path, 403, "Addresses are not fetched.")

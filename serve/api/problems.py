@@ -6,7 +6,6 @@ Anything else is an `internal_error`, and the log has where it happened.
 
 import logging
 import traceback
-from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -32,6 +31,7 @@ _IMAGE_STATUS = {
     "remote_url": 422,
 }
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_UNREAD = {408, 413, 415, 429, 503}  # the rest of the body may still be on its way; not for us
 _LONGEST = 1000
 
 
@@ -75,7 +75,9 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         """The reply."""
-        headers: Mapping[str, str] = {} if self.retry is None else {"Retry-After": str(self.retry)}
+        headers = {} if self.retry is None else {"Retry-After": str(self.retry)}
+        if self.status in _UNREAD:
+            headers["Connection"] = "close"
         return JSONResponse(self.body, self.status, headers)
 
 
