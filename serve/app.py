@@ -12,6 +12,7 @@ from typing import Protocol
 import gradio as gr
 
 from serve.access import Access
+from serve.api.conversation import Fetch
 from serve.api.limits import Limits
 from serve.api.service import ApiModel, Service
 from serve.caption_tab import Captioner, add_captions
@@ -57,6 +58,7 @@ def running(
     *,
     access: Access | None = None,
     limits: Limits | None = None,
+    fetch: Fetch | None = None,
 ) -> Iterator[str]:
     """Serve page and API from a thread for as long as the block runs; the value is the address.
 
@@ -67,18 +69,24 @@ def running(
         port: 0 takes a free one.
         access: who may come in; None lets everybody in who can reach the address.
         limits: on what clients of the API may ask for.
+        fetch: gets pictures of the API from http(s) addresses; without one these are refused.
 
     Raises:
         ConfigError: the address cannot be listened on.
     """
-    with _serving(assistant, host, port, access, limits) as served:
+    with _serving(assistant, host, port, access, limits, fetch) as served:
         yield served.url
 
 
 def _serving(
-    assistant: PageModel, host: str, port: int, access: Access | None, limits: Limits | None
+    assistant: PageModel,
+    host: str,
+    port: int,
+    access: Access | None,
+    limits: Limits | None,
+    fetch: Fetch | None,
 ) -> AbstractContextManager[Served]:
-    service = Service(assistant, limits) if isinstance(assistant, ApiModel) else None
+    service = Service(assistant, limits, fetch) if isinstance(assistant, ApiModel) else None
     return serving(lambda: build_app(assistant), host, port, access=access, service=service)
 
 
@@ -93,6 +101,7 @@ def launch(
     *,
     access: Access | None = None,
     limits: Limits | None = None,
+    fetch: Fetch | None = None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; arguments and errors as for `running`.
 
@@ -102,7 +111,7 @@ def launch(
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        with _serving(assistant, host, port, access, limits) as served:
+        with _serving(assistant, host, port, access, limits, fetch) as served:
             print(f"{assistant.name} answers at {served.url} (Ctrl-C ends it)", flush=True)
             try:
                 threading.Event().wait()

@@ -1,5 +1,7 @@
 """A gradio page as a server of its own: guarded, quiet, gone without a trace when it ends."""
 
+import errno
+import logging
 import os
 import socket
 import tempfile
@@ -8,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import gradio as gr
@@ -15,6 +18,8 @@ import uvicorn
 from fastapi import FastAPI
 from gradio.routes import App
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
 
 from serve.access import Access, is_loopback
@@ -29,6 +34,8 @@ MAX_UPLOAD_BYTES = DEFAULT_LIMITS.max_bytes
 MAX_VISITORS = 1000
 GOODBYE_SECONDS = 2
 _LOOK_SECONDS = 0.05
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -75,7 +82,24 @@ def guarded(
         mcp_server=False,
         max_file_size=MAX_UPLOAD_BYTES,
     )
+    _page_of(app).add_exception_handler(OSError, _disk_full)
     return app
+
+
+async def _disk_full(request: Request, error: Exception) -> PlainTextResponse:
+    """What to tell somebody whose upload finds no room; other errors stay what they are."""
+    if getattr(error, "errno", None) not in _NO_ROOM:
+        raise error
+    log.error("an upload found no room on the disk")
+    for torn in Path(os.environ["GRADIO_TEMP_DIR"]).iterdir():  # whole ones are in folders
+        if torn.is_file():
+            torn.unlink(missing_ok=True)
+    return PlainTextResponse("The server's disk is full; try again later.", 507)
+
+
+def _page_of(app: FastAPI) -> App:
+    mounts = (route.app for route in app.routes if isinstance(route, Mount))
+    return next(app for app in mounts if isinstance(app, App))
 
 
 @dataclass(frozen=True)
@@ -162,8 +186,7 @@ class _Server(uvicorn.Server):
                 timeout_graceful_shutdown=GOODBYE_SECONDS,
             )
         )
-        mounts = (route.app for route in app.routes if isinstance(route, Mount))
-        self._page = next(app for app in mounts if isinstance(app, App))
+        self._page = _page_of(app)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for visitor in list(self._page.state_holder.session_data.values()):

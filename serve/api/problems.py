@@ -29,6 +29,8 @@ _IMAGE_STATUS = {
     "unsupported_mode": 415,
     "too_thin": 422,
     "remote_url": 422,
+    "private_address": 422,
+    "fetch_failed": 502,
 }
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _UNREAD = {408, 413, 415, 429, 503}  # the rest of the body may still be on its way; not for us

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import resource
 import socket
 import subprocess
 import sys
@@ -252,6 +254,21 @@ def test_uploads_are_capped_and_deleted_at_the_end(
         upload = httpx.post(f"{url}/gradio_api/upload", files={"files": b"x"}).json()[0]
         assert Path(upload).exists() and Path(upload).parents[1].stat().st_mode & 0o077 == 0
     assert not Path(upload).parents[1].exists()
+
+
+def test_an_upload_that_finds_no_room_is_told_and_leaves_nothing(page: str) -> None:
+    folder = Path(os.environ["GRADIO_TEMP_DIR"])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        files = {"files": ("x.png", b"x" * 500_000)}
+        reply = httpx.post(f"{page}/gradio_api/upload", files=files)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert reply.status_code == 507 and "disk is full" in reply.text
+    assert not [path for path in folder.iterdir() if path.is_file()]
+    files = {"files": ("x.png", b"x")}
+    assert httpx.post(f"{page}/gradio_api/upload", files=files).status_code == 200
 
 
 def test_the_end_of_the_server_is_the_end_of_the_answer(standin: Any) -> None:

@@ -1,5 +1,6 @@
 """Pictures that a client sends: what is one is read, what is none has its status and code."""
 
+import dataclasses
 import io
 import struct
 import zlib
@@ -7,6 +8,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+
+from serve.app import running
+from vlm.errors import ImageError
 
 
 def encoded(kind: str, size: tuple[int, int] = (30, 20), **options: Any) -> bytes:
@@ -125,6 +129,33 @@ def test_addresses_are_not_fetched(tiny: Any, url: str) -> None:
     reply = tiny.post(messages=with_url(url))
     assert tiny.told(reply) == (422, "remote_url", "messages.0.content.0")
     assert "data:" in reply.json()["error"]["message"]
+
+
+def test_addresses_go_to_who_fetches_them(tiny: Any) -> None:
+    asked: list[str] = []
+
+    def fetch(url: str) -> bytes:
+        asked.append(url)
+        if "private" in url:
+            raise ImageError("a private address", "private_address")
+        if "gone" in url:
+            raise ImageError("no such name", "fetch_failed")
+        return tiny.drawn(5) if url.endswith(".png") else b"<html>"
+
+    with running(tiny.model, port=0, fetch=fetch) as url:
+        api = dataclasses.replace(tiny, url=url)
+        fetched = api.post(messages=with_url("https://a.b/x.png"), max_tokens=5).json()
+        sent = api.post(messages=with_url(tiny.data_uri(tiny.drawn(5))), max_tokens=5).json()
+        assert fetched["choices"] == sent["choices"]
+        for path, status, code in (
+            ("private.png", 422, "private_address"),
+            ("gone.png", 502, "fetch_failed"),
+            ("page", 400, "undecodable"),
+        ):
+            told = api.refused(messages=with_url(f"http://a.b/{path}"))
+            assert told == (status, code, "messages.0.content.0")
+        assert api.refused(messages=with_url("file:///etc/passwd"))[1] == "bad_image_url"
+    assert len(asked) == 4
 
 
 def test_one_picture_twice_is_shown_twice_and_encoded_once(tiny: Any) -> None:
