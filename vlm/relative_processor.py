@@ -52,7 +52,7 @@ class RelativeProcessor:
         self.tokenizer = standard.tokenizer
         self.context_length = _context_length(config)
         self._prompter = Prompter(standard, config.model_type, template)
-        self._image_token_id: int | None = getattr(config, "image_token_id", None)
+        self.image_token_id: int | None = getattr(config, "image_token_id", None)
         self._nested = template is not None
         ends, self.never_text = special_ids(self.tokenizer, config.model_type)
         named = generation_config.eos_token_id
@@ -121,7 +121,7 @@ class RelativeProcessor:
                 f"but the model has {self.context_length}; shorten it, or use fewer or smaller "
                 "pictures"
             )
-        if self._image_token_id is not None and ids.count(self._image_token_id) < num_pictures:
+        if self.image_token_id is not None and ids.count(self.image_token_id) < num_pictures:
             raise CheckpointError(
                 "the processor gives the picture no place in the prompt; correct "
                 "processor_config.json (num_query_tokens) or the chat template"

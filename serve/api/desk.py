@@ -189,12 +189,15 @@ class ThreadDesk:
         try:
             for row in stream:
                 job.row = row
-                job.advance()
+                if row.ids:
+                    job.advance()
         except Exception as error:
             self.healthy = is_own(error)
             job.end(error)
         else:
             self.healthy = True
+            if job.row is not None:  # the folder may have set a limit of its own
+                job.row.finish_reason = job.row.finish_reason or "length"
             job.end()
 
 

@@ -61,10 +61,10 @@ def ending(reason: FinishReason) -> dict[str, Any]:
     return {"finish_reason": known or "length", "stop_reason": None if known else reason}
 
 
-def usage_of(request: Request, never_text: Sequence[int], num_new_tokens: int) -> dict[str, Any]:
+def usage_of(request: Request, image_token: int | None, num_new_tokens: int) -> dict[str, Any]:
     """Token counts; those of the prompt include its visual tokens."""
     ids = request.prompt.input_ids
-    visual = sum(ids.count(token) for token in never_text)
+    visual = 0 if image_token is None else ids.count(image_token)
     return {
         "prompt_tokens": len(ids),
         "completion_tokens": num_new_tokens,

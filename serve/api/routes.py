@@ -185,7 +185,7 @@ def _stopping() -> ApiError:
 
 def _usage(service: Service, order: Order, num_new_tokens: int) -> dict[str, Any]:
     request = order.jobs[0].request
-    return usage_of(request, service.model.processor.never_text, num_new_tokens)
+    return usage_of(request, service.model.processor.image_token_id, num_new_tokens)
 
 
 def _model(service: Service) -> dict[str, Any]:
