@@ -78,6 +78,21 @@ def test_a_conversation_with_instructions(builtin: Any) -> None:
         assert told == builtin.model.generate([briefed])[0].text
 
 
+def test_a_conversation_that_goes_on_is_kept(builtin: Any) -> None:
+    """With an answer in it, it leaves keys and values behind for its next turn; without, none."""
+    picture, question = builtin.model.examples[2]
+    messages = builtin.about(picture, question)
+    prefixes = builtin.model.engine.prefixes
+    prefixes.clear()
+    builtin.post(messages=messages).raise_for_status()
+    assert len(prefixes) == 0
+    messages += [{"role": "assistant", "content": "yes"}, {"role": "user", "content": "sure?"}]
+    reply = builtin.post(messages=messages).json()
+    assert len(prefixes) == 1
+    (kept,) = prefixes._entries.values()
+    assert len(kept.tokens) >= reply["usage"]["prompt_tokens"]
+
+
 def test_a_stream_is_the_same_answer_in_pieces(builtin: Any) -> None:
     picture, _ = builtin.model.examples[1]
     asked = {"model": "built-in", "messages": builtin.about(picture, "describe the picture.")}

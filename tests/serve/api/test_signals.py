@@ -41,15 +41,18 @@ def server(folder: Path, drain_seconds: float, temporary: Path) -> Iterator[Any]
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(folder), str(drain_seconds)],
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         cwd=Path(__file__).parents[3],
         env={**os.environ, "TMPDIR": str(temporary)},
     )
     try:
         assert process.stdout is not None
-        found = re.search(r"http://[\w.:]+", process.stdout.readline())
+        found = None
+        while found is None and (line := process.stdout.readline()):
+            found = re.search(r" at (http://[\w.:]+)", line)
         assert found is not None
-        yield process, found.group()
+        yield process, found[1]
     finally:
         process.kill()
         process.communicate()
@@ -105,3 +108,22 @@ def test_a_second_signal_ends_at_once(folder: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 143
     assert not list(tmp_path.glob("vlm-uploads-*"))
+
+
+def test_nothing_of_what_is_asked_is_logged(folder: Path, tmp_path: Path) -> None:
+    with server(folder, 5, tmp_path) as (process, url):
+        chat = [{"role": "user", "content": "SECRET"}]
+        picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,SECRET"}}
+        wrong = [{"role": "user", "content": [picture, {"type": "text", "text": "SECRET"}]}]
+        asked = [
+            body(messages=chat, max_tokens=2),
+            body(messages=chat, stop=["SECRET"], stream=True, max_tokens=2),
+            body(messages=wrong),
+            body(messages=chat, SECRET="SECRET"),
+        ]
+        codes = [httpx.post(f"{url}/v1/chat/completions", json=each).status_code for each in asked]
+        assert codes == [200, 200, 400, 422]
+        assert httpx.get(f"{url}/v1/SECRET").status_code == 404
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
+        assert "Bye." in out and "SECRET" not in out
