@@ -113,6 +113,8 @@ def launch(
     try:
         with _serving(assistant, host, port, access, limits, fetch) as served:
             print(f"{assistant.name} answers at {served.url} (Ctrl-C ends it)", flush=True)
+            if served.service is not None:
+                print(f"The OpenAI API is at {served.url}/v1", flush=True)
             try:
                 threading.Event().wait()
             except Terminated:

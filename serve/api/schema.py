@@ -18,9 +18,9 @@ MAX_SEED = 2**63 - 1
 
 
 class Strict(BaseModel):
-    """No unknown field, no conversion, no NaN."""
+    """No unknown field, no conversion; numbers have bounds, which NaN is never within."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class TextPart(Strict):
