@@ -1,147 +1,172 @@
-"""Build a public data set: pictures, records.jsonl, missing.jsonl and counts.json."""
+"""Build a public data set: records and pictures, and lists of what is missing or faulty."""
 
 import json
-import shutil
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import TextIO
 
 from data_recipes.download import fetch, require
-from data_recipes.recipe import Pictures, Recipe
+from data_recipes.finder import Finder
+from data_recipes.formats import Fault, write_jsonl
+from data_recipes.formats.faults import FaultError
+from data_recipes.formats.write import JSONL
+from data_recipes.recipe import Recipe
 from data_recipes.recipes import recipe
-from vlm.errors import ConfigError, RecordError
-from vlm.messages import ImagePart, Record, TextPart
+from data_recipes.rows import read_rows
+from vlm.errors import ConfigError, ImageError, MessageError, RecordError, VlmError
+from vlm.image_bytes import shorten, sniff
+from vlm.messages import Record, parse_messages
+
+MISSING, FAULTS, COUNTS = "missing.jsonl", "faults.jsonl", "counts.json"
+_IMAGES, _DOWNLOADS = "images", "downloads"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What of a set is built.
+
+    Args:
+        limit: look at so many entries of the publisher, the first ones.
+        subsets: only these, where a set has subsets.
+        fetch: gives a picture by its URL, such as `vlm.remote.fetch_picture`; without it
+            a URL is a fault.
+        progress: told the number of records written.
+    """
+
+    limit: int | None = None
+    subsets: Sequence[str] = ()
+    fetch: Callable[[str], bytes] | None = None
+    progress: Callable[[int], None] = field(default=lambda done: None)
 
 
 def build(
-    name: str,
-    out: Path,
-    from_dir: Path | None = None,
-    limit: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    name: str, out: Path, from_dir: Path | None = None, options: Options | None = None
 ) -> Path:
     """Write ``out/records.jsonl``, which appears last, and the pictures below ``out/images``.
 
-    Records whose picture is absent go to ``missing.jsonl`` and are left out; ``counts.json``
-    has written, missing and expected numbers. Files are downloaded to ``out/downloads``
-    unless ``from_dir`` has them. What a broken build has done is not done again.
+    Records whose picture is absent go to ``missing.jsonl``, entries that no record can be
+    made of to ``faults.jsonl``; ``counts.json`` has written, missing, faulty and expected
+    numbers. Files are downloaded to ``out/downloads`` unless ``from_dir`` has them; rows of
+    the hub are streamed. Downloads and pictures that are there are not fetched again.
 
     Raises:
-        ConfigError: no such recipe, or files are absent.
-        RecordError: a file is not in its publisher's format, or a picture's name leaves the folder.
+        ConfigError: no such recipe, files are absent, or an option does not apply.
+        RecordError: a file is not in its publisher's format, or cannot be written.
     """
-    chosen = recipe(name)
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit is {limit}; it must be at least 1")
-    folder = from_dir or out / "downloads"
+    chosen, options = recipe(name), options or Options()
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"limit is {options.limit}; it must be at least 1")
+    if options.subsets and chosen.rows is None:
+        raise ConfigError(f"{name} has no subsets; leave --subset out")
+    try:
+        return _write(chosen, _entries(chosen, out, from_dir, options), out, from_dir, options)
+    except OSError as error:
+        raise RecordError(f"{out}: cannot be written ({error}); choose another folder") from error
+
+
+def _entries(
+    chosen: Recipe, out: Path, from_dir: Path | None, options: Options
+) -> Iterator[Record | Fault]:
+    if chosen.rows is not None:
+        return read_rows(chosen.rows, from_dir, options.subsets, options.fetch)
+    assert chosen.records is not None
+    folder = from_dir or out / _DOWNLOADS
     if from_dir is None:
         fetch((*chosen.sources, *(p.source for p in chosen.pictures if p.source.url)), folder)
     require(chosen.sources, folder)
-    out.mkdir(parents=True, exist_ok=True)
-    return _write(chosen, folder, out, limit, progress)
+    return _laid_out(chosen.records(folder))
+
+
+def _laid_out(entries: Iterator[Record | Fault]) -> Iterator[Record | Fault]:
+    """The same; an entry that lacks what the publisher's have ends it with a RecordError."""
+    number = 0
+    try:
+        for each in entries:
+            yield each
+            number += 1
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, VlmError):
+            raise
+        raise RecordError(
+            f"the entry after {number:,} others is not in the publisher's layout "
+            f"({type(error).__name__}: {error}); fetch the annotations again"
+        ) from error
 
 
 def _write(
     chosen: Recipe,
-    folder: Path,
+    entries: Iterator[Record | Fault],
     out: Path,
-    limit: int | None,
-    progress: Callable[[int], None] | None,
+    from_dir: Path | None,
+    options: Options,
 ) -> Path:
-    finder = Finder(chosen.pictures, folder, out / "images")
-    done = out / "records.jsonl"
-    part = out / "records.jsonl.part"
-    written = missing = 0
-    with part.open("w", encoding="utf-8") as file, (out / "missing.jsonl").open("w") as lost:
-        for record in islice(chosen.records(folder), limit):
-            images = [image for image in record.images if isinstance(image, str)]
-            absent = [image for image in images if not finder.place(image)]
-            if absent:
-                missing += 1
-                lost.write(json.dumps({"id": record.id, "images": absent}) + "\n")
+    out.mkdir(parents=True, exist_ok=True)
+    finder = Finder(chosen.pictures, from_dir or out / _DOWNLOADS, out / _IMAGES)
+    with ExitStack() as stack:
+        lists: dict[str, TextIO] = {
+            name: stack.enter_context((out / name).open("w", encoding="utf-8"))
+            for name in (MISSING, FAULTS)
+        }
+        kept = _Kept(chosen.license, finder, options, lists)
+        written = write_jsonl(kept.of(islice(entries, options.limit)), out)
+    counts = {"written": written, **kept.counts, "expected": chosen.count}
+    (out / COUNTS).write_text(json.dumps(counts) + "\n")
+    return out / JSONL
+
+
+class _Kept:
+    """The records that are whole, their pictures placed; others are listed and counted."""
+
+    def __init__(
+        self, license: str, finder: Finder, options: Options, lists: dict[str, TextIO]
+    ) -> None:
+        self._license, self._finder, self._options, self._lists = license, finder, options, lists
+        self.counts = {"missing": 0, "faulty": 0}
+
+    def of(self, entries: Iterator[Record | Fault]) -> Iterator[Record]:
+        written = 0
+        for each in entries:
+            record = each if isinstance(each, Fault) else self._whole(each)
+            if isinstance(record, Fault):
+                self.counts["faulty"] += 1
+                self._list(FAULTS, asdict(record))
                 continue
-            file.write(as_line(record, chosen.license) + "\n")
+            absent = [i for i in record.images if isinstance(i, str) and not self._finder.place(i)]
+            if absent:
+                self.counts["missing"] += 1
+                self._list(MISSING, {"id": record.id, "images": absent})
+                continue
+            images = tuple(
+                str(self._finder.out / i) if isinstance(i, str) else i for i in record.images
+            )
+            yield replace(record, images=images, license=record.license or self._license)
             written += 1
-            if progress:
-                progress(written)
-    counts = {"written": written, "missing": missing, "expected": chosen.count}
-    (out / "counts.json").write_text(json.dumps(counts) + "\n")
-    part.replace(done)
-    return done
+            self._options.progress(written)
 
-
-def as_line(record: Record, license: str) -> str:
-    """A record as a line of JSONL; its pictures lie below ``images``."""
-    messages = []
-    for message in record.messages:
-        parts = [
-            {"type": "text", "text": p.text} if isinstance(p, TextPart) else {"type": "image"}
-            for p in message.content
-        ]
-        plain = not any(isinstance(p, ImagePart) for p in message.content)
-        messages.append({"role": message.role, "content": message.text if plain else parts})
-    raw = {
-        "id": record.id,
-        "images": [f"images/{image}" for image in record.images if isinstance(image, str)],
-        "messages": messages,
-        "source": record.source,
-        "license": license,
-    }
-    return json.dumps(raw, ensure_ascii=False)
-
-
-class Finder:
-    """Copies single pictures out of zips and folders; nothing is extracted by its own name."""
-
-    def __init__(self, pictures: tuple[Pictures, ...], folder: Path, out: Path) -> None:
-        self.pictures = pictures
-        self.folder = folder
-        self.out = out
-        self.archives: dict[str, zipfile.ZipFile] = {}
-
-    def place(self, image: str) -> bool:
-        """Put a picture below ``out``; False when no source has it."""
-        name = PurePosixPath(image)
-        if name.is_absolute() or ".." in name.parts or "\\" in image:
-            raise RecordError(f"picture {image!r} leaves the data folder; correct the annotations")
-        target = self.out / name
-        return target.exists() or any(
-            self._copy(p, p.inside + image.removeprefix(p.prefix), target)
-            for p in self.pictures
-            if image.startswith(p.prefix)
-        )
-
-    def _copy(self, pictures: Pictures, inside: str, target: Path) -> bool:
-        path = self.folder / pictures.source.file
-        part = target.with_name(target.name + ".part")
-        if path.is_dir():
-            found = (path / inside).resolve()
-            if not found.is_file() or not found.is_relative_to(path.resolve()):
-                return False
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(found, part)
-        elif path.is_file():
-            archive = self._open(path)
-            try:
-                info = archive.getinfo(inside)
-            except KeyError:
-                return False
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with archive.open(info) as read, part.open("wb") as write:
-                    shutil.copyfileobj(read, write)
-            except (zipfile.BadZipFile, EOFError) as error:
-                raise RecordError(f"{path}, {inside}: {error}; fetch it again") from error
-        else:
-            return False
-        part.replace(target)
-        return True
-
-    def _open(self, path: Path) -> zipfile.ZipFile:
+    def _whole(self, record: Record) -> Record | Fault:
+        """The record, its turns checked, and pictures of the web fetched."""
         try:
-            if str(path) not in self.archives:
-                self.archives[str(path)] = zipfile.ZipFile(path)
-            return self.archives[str(path)]
-        except zipfile.BadZipFile as error:
-            raise RecordError(f"{path}: {error}; it may be truncated: fetch it again") from error
+            parse_messages(record.messages)
+            images = tuple(self._picture(each) for each in record.images)
+        except FaultError as error:
+            return Fault(f"record {record.id!r}", error.code, str(error))
+        except (MessageError, ImageError) as error:
+            return Fault(f"record {record.id!r}", "malformed", str(error))
+        return replace(record, images=images)
+
+    def _picture(self, image: str | bytes) -> str | bytes:
+        if isinstance(image, str):
+            if not image.lower().startswith(("http:", "https:")):
+                return image
+            if self._options.fetch is None:
+                reason = f"{shorten(image)} is a URL; allow it by --allow-remote"
+                raise FaultError(reason, "remote_url")
+            image = self._options.fetch(image)
+        sniff(image, "a picture of it")
+        return image
+
+    def _list(self, name: str, row: dict[str, object]) -> None:
+        self._lists[name].write(json.dumps(row) + "\n")

@@ -1,18 +1,18 @@
 """What a recipe of a public data set is: its sources, and how its files become records."""
 
-import json
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm.errors import RecordError
-from vlm.messages import ImagePart, Message, Record, TextPart, assistant, user
+from data_recipes.formats import Fault
+from vlm.messages import Message, Record, assistant, user
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
+DESCRIBE = "Please provide a short description for this region: {}."
+LOCATE = "Please provide the bounding box coordinate of the region this sentence describes: {}."
 
 
 @dataclass(frozen=True)
@@ -35,32 +35,42 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Rows that have their pictures inside.
+
+    Attributes:
+        title: becomes the source of records that name none.
+        files: how the files in a folder, or in the folder of a subset, are called.
+        hub: a data set of the hub, whose rows are streamed; None if they come from files only.
+    """
+
+    title: str
+    files: str
+    hub: str | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """One public data set; ``count`` is the publisher's number of records, if it gives one."""
+    """One public data set.
+
+    Attributes:
+        about, license, size: for people.
+        count: the publisher's number of records, if it gives one.
+        sources: files of which records are made.
+        pictures: where the records' pictures lie.
+        records: the records by a folder with the sources, and what none can be made of. A
+            picture is called as one of `pictures` has it.
+        rows: instead of all of these.
+    """
 
     about: str
     license: str
     size: str
     count: int | None
-    sources: tuple[Source, ...]
-    pictures: tuple[Pictures, ...]
-    records: Callable[[Path], Iterator[Record]]
-
-
-def load(folder: Path, file: str, member: str | None = None) -> Any:
-    """The JSON of a file, or of a member of a zip file; it is held in memory whole.
-
-    Raises:
-        RecordError: the file is truncated, or is no JSON.
-    """
-    path = folder / file
-    try:
-        if member is None:
-            return json.loads(path.read_text(encoding="utf-8"))
-        with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.read(member))
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise RecordError(f"{path}: not the publisher's file ({error}); fetch it again") from error
+    sources: tuple[Source, ...] = ()
+    pictures: tuple[Pictures, ...] = ()
+    records: Callable[[Path], Iterator[Record | Fault]] | None = None
+    rows: Rows | None = None
 
 
 def dialogue(id: str, image: str, turns: Iterable[tuple[str, str]], source: str) -> Record:
@@ -87,20 +97,20 @@ def commonest(answers: Iterable[str]) -> str:
     return Counter(answers).most_common(1)[0][0]
 
 
-def from_llava(entry: dict[str, Any], id: str, source: str, prefix: str = "") -> Record:
-    """One entry of a LLaVA file; ``<image>`` may stand anywhere in a human turn."""
-    image = prefix + entry["image"] if "image" in entry else None
-    messages: list[Message] = []
-    for turn in entry["conversations"]:
-        if turn["from"] != "human":
-            messages.append(assistant(turn["value"]))
-            continue
-        parts: list[TextPart | ImagePart] = []
-        for i, text in enumerate(turn["value"].split("<image>") if image else [turn["value"]]):
-            if i and image:
-                parts.append(ImagePart(image))
-            if text.strip("\n"):
-                parts.append(TextPart(text.strip("\n") if image else text))
-        messages.append(Message("user", tuple(parts)))
-    images = tuple(str(source) for message in messages for source in message.images)
-    return Record(id, images, tuple(messages), source)
+def region(box: Sequence[float], size: tuple[int, int]) -> str:
+    """A box as LLaVA-1.5 writes it: corners as shares of the picture padded to a square.
+
+    As its data has them (github.com/haotian-liu/LLaVA/issues/606): the shorter side is padded
+    at both ends, x and y are divided by the longer side, two decimals.
+
+    >>> region((0, 0, 200, 100), (200, 100))
+    '[0.0, 0.25, 1.0, 0.75]'
+
+    Args:
+        box: left, top, width and height, in pixels.
+        size: width and height of the picture, in pixels.
+    """
+    side = max(size)
+    left, top = (box[i] + (side - size[i]) // 2 for i in (0, 1))
+    corners = (left, top, left + box[2], top + box[3])
+    return str([round(min(max(value / side, 0.0), 1.0), 2) for value in corners])

@@ -75,7 +75,8 @@ def _register_build(app: typer.Typer, package: Open) -> None:
                     f"{recipe}: --num, --seed, --task, --split, --max-objects, --turns and "
                     "--close-up are for scenes; leave them out, or use --limit"
                 )
-            print(package("build").build(recipe, out, from_dir, limit))
+            build = package("build")
+            print(build.build(recipe, out, from_dir, build.Options(limit=limit)))
             return
         if from_dir is not None or limit is not None:
             raise ConfigError("scenes are drawn: --from-dir and --limit do not apply; use --num")

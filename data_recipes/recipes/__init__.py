@@ -18,6 +18,18 @@ RECIPES = {
     "ocr-vqa": "ocr_vqa",
     "textvqa": "textvqa",
     "textcaps": "textcaps",
+    "aokvqa": "aokvqa",
+    "visual-genome-qa": "visual_genome.QA",
+    "visual-genome-regions": "visual_genome.REGIONS",
+    "refcoco": "refcoco.REFCOCO",
+    "refcoco+": "refcoco.PLUS",
+    "refcocog": "refcoco.G",
+    "sharegpt4v": "sharegpt4v.CAPTIONS",
+    "sharegpt4v-pt": "sharegpt4v.PRETRAIN",
+    "sharegpt4v-mix665k": "sharegpt4v.MIX",
+    "the-cauldron": "the_cauldron",
+    "finevision": "finevision",
+    "laion-webdataset": "laion_webdataset",
 }
 
 
@@ -31,5 +43,6 @@ def recipe(name: str) -> Recipe:
         near = difflib.get_close_matches(name, [*RECIPES, "scenes"], 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"no data recipe {name!r}; {hint}`vlm data list` shows all")
-    module = importlib.import_module(f"data_recipes.recipes.{RECIPES[name]}")
-    return cast(Recipe, module.RECIPE)
+    file, _, variable = RECIPES[name].partition(".")
+    module = importlib.import_module(f"data_recipes.recipes.{file}")
+    return cast(Recipe, getattr(module, variable or "RECIPE"))

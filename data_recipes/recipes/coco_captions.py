@@ -3,16 +3,18 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_recipes.recipe import Pictures, Recipe, Source, dialogue, load
+from data_recipes.annotations import load
+from data_recipes.recipe import Pictures, Recipe, Source, dialogue
+from data_recipes.sources import COCO_2017
 from vlm.messages import Record
 
-_COCO = "http://images.cocodataset.org/"
+_HOST = "http://images.cocodataset.org/annotations/"
 _FILE = "annotations_trainval2017.zip"
 
 
 def records(folder: Path) -> Iterator[Record]:
     """The captions in the file's order."""
-    raw = load(folder, _FILE, "annotations/captions_train2017.json")
+    raw = load(folder, _FILE, "captions_train2017.json")
     names = {image["id"]: image["file_name"] for image in raw["images"]}
     for entry in raw["annotations"]:
         turns = [
@@ -26,7 +28,7 @@ RECIPE = Recipe(
     license="CC BY 4.0 (annotations); Flickr terms (pictures)",
     size="unknown",
     count=591_753,
-    sources=(Source(_FILE, _COCO + "annotations/" + _FILE),),
-    pictures=(Pictures("", Source("train2017.zip", _COCO + "zips/train2017.zip"), "train2017/"),),
+    sources=(Source(_FILE, _HOST + _FILE),),
+    pictures=(Pictures("", COCO_2017, "train2017/"),),
     records=records,
 )

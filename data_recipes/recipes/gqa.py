@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_recipes.recipe import SHORT, Pictures, Recipe, Source, dialogue, load
+from data_recipes.annotations import load
+from data_recipes.recipe import SHORT, Pictures, Recipe, Source, dialogue
+from data_recipes.sources import GQA
 from vlm.messages import Record
 
 _HOST = "https://downloads.cs.stanford.edu/nlp/data/gqa/"
@@ -23,6 +25,6 @@ RECIPE = Recipe(
     size="unknown",
     count=943_000,
     sources=(Source(_FILE, _HOST + _FILE),),
-    pictures=(Pictures("", Source("gqa_images.zip", _HOST + "images.zip"), "images/"),),
+    pictures=(Pictures("", GQA, "images/"),),
     records=records,
 )

@@ -3,18 +3,19 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_recipes.recipe import Pictures, Recipe, Source, from_llava, load
+from data_recipes.annotations import llava
+from data_recipes.formats import Fault
+from data_recipes.recipe import Pictures, Recipe, Source
+from data_recipes.sources import COCO_2017
 from vlm.messages import Record
 
 _FILE = "llava_instruct_150k.json"
 _URL = "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K/resolve/main/" + _FILE
-_COCO = Source("train2017.zip", "http://images.cocodataset.org/zips/train2017.zip")
 
 
-def records(folder: Path) -> Iterator[Record]:
+def records(folder: Path) -> Iterator[Record | Fault]:
     """The entries in the file's order; ids repeat in the file, so the index is put behind."""
-    for i, entry in enumerate(load(folder, _FILE)):
-        yield from_llava(entry, f"{entry['id']}-{i}", "llava-instruct-150k")
+    return llava(folder, _FILE, "llava-instruct-150k")
 
 
 RECIPE = Recipe(
@@ -23,6 +24,6 @@ RECIPE = Recipe(
     size="unknown",
     count=157_712,
     sources=(Source(_FILE, _URL),),
-    pictures=(Pictures("", _COCO, "train2017/"),),
+    pictures=(Pictures("", COCO_2017, "train2017/"),),
     records=records,
 )

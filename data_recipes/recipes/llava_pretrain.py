@@ -3,17 +3,18 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_recipes.recipe import Pictures, Recipe, Source, from_llava, load
+from data_recipes.annotations import llava
+from data_recipes.formats import Fault
+from data_recipes.recipe import Pictures, Recipe, Source
 from vlm.messages import Record
 
 _HUB = "https://huggingface.co/datasets/liuhaotian/LLaVA-Pretrain/resolve/main/"
 _FILE = "blip_laion_cc_sbu_558k.json"
 
 
-def records(folder: Path) -> Iterator[Record]:
+def records(folder: Path) -> Iterator[Record | Fault]:
     """The entries in the file's order."""
-    for entry in load(folder, _FILE):
-        yield from_llava(entry, str(entry["id"]), "llava-pretrain")
+    return llava(folder, _FILE, "llava-pretrain", repeats=False)
 
 
 RECIPE = Recipe(

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_recipes.recipe import SHORT, Pictures, Recipe, Source, dialogue, load
+from data_recipes.annotations import load
+from data_recipes.recipe import SHORT, Pictures, Recipe, Source, dialogue
+from data_recipes.sources import OCR_VQA
 from vlm.messages import Record
 
 _PAGE = "https://ocr-vqa.github.io"
@@ -25,6 +27,6 @@ RECIPE = Recipe(
     size="unknown",
     count=None,
     sources=(Source("dataset.json", None, page=_PAGE),),
-    pictures=(Pictures("", Source("ocr_vqa_images", None, page=_PAGE)),),
+    pictures=(Pictures("", OCR_VQA),),
     records=records,
 )

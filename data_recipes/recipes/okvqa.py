@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_recipes.recipe import Pictures, Recipe, Source, commonest, load, vqa
+from data_recipes.annotations import load
+from data_recipes.recipe import Pictures, Recipe, Source, commonest, vqa
+from data_recipes.sources import COCO_2014
 from vlm.messages import Record
 
 _HOST = "https://okvqa.allenai.org/static/data/"
 _QUESTIONS = "OpenEnded_mscoco_train2014_questions.json.zip"
 _ANSWERS = "mscoco_train2014_annotations.json.zip"
-_COCO = Source("train2014.zip", "http://images.cocodataset.org/zips/train2014.zip")
 
 
 def records(folder: Path) -> Iterator[Record]:
@@ -28,6 +29,6 @@ RECIPE = Recipe(
     size="unknown",
     count=9_009,
     sources=(Source(_QUESTIONS, _HOST + _QUESTIONS), Source(_ANSWERS, _HOST + _ANSWERS)),
-    pictures=(Pictures("", _COCO, "train2014/"),),
+    pictures=(Pictures("", COCO_2014, "train2014/"),),
     records=records,
 )

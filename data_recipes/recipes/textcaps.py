@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_recipes.recipe import Pictures, Recipe, Source, dialogue, load
+from data_recipes.annotations import load
+from data_recipes.recipe import Pictures, Recipe, Source, dialogue
+from data_recipes.sources import TEXTVQA
 from vlm.messages import Record
 
 _HOST = "https://dl.fbaipublicfiles.com/textvqa/"
 _FILE = "TextCaps_0.1_train.json"
-_ZIP = "train_val_images.zip"
 
 
 def records(folder: Path) -> Iterator[Record]:
@@ -24,6 +25,6 @@ RECIPE = Recipe(
     size="unknown",
     count=109_765,
     sources=(Source(_FILE, _HOST + "data/textcaps/" + _FILE),),
-    pictures=(Pictures("", Source(_ZIP, _HOST + "images/" + _ZIP), "train_images/"),),
+    pictures=(Pictures("", TEXTVQA, "train_images/"),),
     records=records,
 )

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_recipes.recipe import Pictures, Recipe, Source, load, vqa
+from data_recipes.annotations import load
+from data_recipes.recipe import Pictures, Recipe, Source, vqa
+from data_recipes.sources import COCO_2014
 from vlm.messages import Record
 
 _HOST = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/"
 _QUESTIONS = "v2_Questions_Train_mscoco.zip"
 _ANSWERS = "v2_Annotations_Train_mscoco.zip"
-_COCO = Source("train2014.zip", "http://images.cocodataset.org/zips/train2014.zip")
 
 
 def records(folder: Path) -> Iterator[Record]:
@@ -26,6 +27,6 @@ RECIPE = Recipe(
     size="unknown",
     count=443_757,
     sources=(Source(_QUESTIONS, _HOST + _QUESTIONS), Source(_ANSWERS, _HOST + _ANSWERS)),
-    pictures=(Pictures("", _COCO, "train2014/"),),
+    pictures=(Pictures("", COCO_2014, "train2014/"),),
     records=records,
 )

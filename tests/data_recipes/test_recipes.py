@@ -201,7 +201,7 @@ def test_missing_pictures_are_listed_and_the_rest_is_built(tmp_path: Path) -> No
     lost = json.loads((path.parent / "missing.jsonl").read_text())
     assert lost == {"id": "8", "images": ["gone.jpg"]}
     counts = json.loads((path.parent / "counts.json").read_text())
-    assert counts == {"written": 1, "missing": 1, "expected": 558128}
+    assert counts == {"written": 1, "missing": 1, "faulty": 0, "expected": 558128}
 
 
 def test_a_path_out_of_the_folder_is_refused(tmp_path: Path) -> None:
