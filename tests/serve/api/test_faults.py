@@ -88,7 +88,7 @@ def test_a_client_that_leaves_its_stream_stops_the_model(slow: Any) -> None:
                 break
         steps = slow.steps
     wait_for(lambda: slow.idle)
-    assert slow.steps <= steps + 3 < 300
+    assert slow.steps < steps + 20  # of 300; a busy machine notices late
     stopped = slow.steps
     time.sleep(4 * STEP_SECONDS)
     assert slow.steps == stopped
@@ -102,7 +102,7 @@ def test_a_client_that_gives_up_waiting_stops_the_model(slow: Any) -> None:
 
 
 def test_a_client_that_leaves_during_its_prefill_gets_no_second_step(slow: Any) -> None:
-    slow.seconds = 0.5
+    slow.seconds = 1.0
     with pytest.raises(httpx.ReadTimeout):
         slow.post(timeout=0.3)
     wait_for(lambda: slow.idle)

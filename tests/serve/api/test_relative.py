@@ -111,7 +111,8 @@ def test_a_client_that_leaves_frees_the_model(
         return forward(*args, **options)
 
     monkeypatch.setattr(model.engine.model, "forward", slow)
-    asked = body(max_tokens=300, temperature=2.0)
+    endless = {str(token): -100 for token in model.processor.eos_token_ids}
+    asked = body(max_tokens=300, temperature=2.0, logit_bias=endless)
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=0.3)
     reply = httpx.post(f"{url}/v1/chat/completions", json=body(max_tokens=1), timeout=30)
