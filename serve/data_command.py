@@ -66,6 +66,10 @@ def _register_build(app: typer.Typer, package: Open) -> None:
         ] = False,
         from_dir: Annotated[Path | None, typer.Option(help="Has the publisher's files.")] = None,
         limit: Annotated[int | None, typer.Option(help="Most records of a public set.")] = None,
+        subset: Annotated[
+            list[str] | None, typer.Option(help="Of a set that has some; may be repeated.")
+        ] = None,
+        allow_remote: AllowRemote = False,
     ) -> None:
         """Make data: pictures and records.jsonl; --num to --close-up are for scenes."""
         if recipe not in DATA_RECIPES:
@@ -76,10 +80,14 @@ def _register_build(app: typer.Typer, package: Open) -> None:
                     "--close-up are for scenes; leave them out, or use --limit"
                 )
             build = package("build")
-            print(build.build(recipe, out, from_dir, build.Options(limit=limit)))
+            chosen = build.Options(limit, tuple(subset or ()), _fetch(allow_remote))
+            print(build.build(recipe, out, from_dir, chosen))
             return
-        if from_dir is not None or limit is not None:
-            raise ConfigError("scenes are drawn: --from-dir and --limit do not apply; use --num")
+        if from_dir is not None or limit is not None or subset or allow_remote:
+            raise ConfigError(
+                "scenes are drawn: --from-dir, --limit, --subset and --allow-remote do not apply; "
+                "use --num"
+            )
         from serve.progress import counting
 
         with counting("drawing", num) as step:

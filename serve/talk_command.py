@@ -87,6 +87,10 @@ def serve(
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Let everybody in who can reach --host.")
     ] = False,
+    allow_remote_images: Annotated[
+        bool,
+        typer.Option(help="Let clients of the API name pictures by URL; public hosts alone."),
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
@@ -97,6 +101,12 @@ def serve(
 
     access = access_for(host, api_key, no_auth=no_auth)
     assistant = open_model(model, device, dtype, quantize, compile)
-    from serve.app import launch
+    from functools import partial
 
-    launch(assistant, host, port, access=access)
+    from serve.api.limits import Limits
+    from serve.app import launch
+    from vlm.remote import fetch_picture
+
+    limits = Limits()
+    fetch = partial(fetch_picture, limits=limits.images) if allow_remote_images else None
+    launch(assistant, host, port, access=access, limits=limits, fetch=fetch)

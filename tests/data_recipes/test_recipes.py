@@ -3,17 +3,22 @@
 import hashlib
 import io
 import json
+import pickle
 import re
+import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from data_recipes.build import build
+from data_recipes.build import Options, build
 from data_recipes.download import fetch
 from data_recipes.recipe import Source
 from data_recipes.recipes import RECIPES, recipe
@@ -21,6 +26,9 @@ from vlm.errors import ConfigError, RecordError
 from vlm.messages import read_records
 
 SHORT = "\nAnswer the question using a single word or phrase."
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+DESCRIBE = "Please provide a short description for this region: {}."
+LOCATE = "Please provide the bounding box coordinate of the region this sentence describes: {}."
 CAPTION = "Provide a one-sentence caption for the provided image."
 BODY = bytes(range(256)) * 40
 
@@ -37,6 +45,29 @@ def dump(raw: Any) -> bytes:
     return json.dumps(raw).encode()
 
 
+def tarred(mode: Literal["w", "w:gz"], **members: bytes) -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode=mode) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return data.getvalue()
+
+
+def rows_file(rows: list[dict[str, Any]]) -> bytes:
+    data = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), data)
+    return data.getvalue()
+
+
+def png() -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(data, "PNG")
+    return data.getvalue()
+
+
+PICTURE = png()
 LLAVA = {
     "id": "7",
     "image": "a.jpg",
@@ -67,6 +98,38 @@ COCO_JSON = dump(
         "annotations": [{"id": 4, "image_id": 3, "caption": "A cat. "}],
     }
 )
+AOK = {"split": "train", "image_id": 9, "question_id": "22M", "question": "Hue?"}
+AOK |= {"choices": ["red", "blue"], "correct_choice_idx": 1, "direct_answers": ["blue"]}
+VG = {
+    "image_data.json.zip": zipped(
+        **{
+            "image_data.json": dump(
+                [
+                    {
+                        "image_id": 1,
+                        "url": "https://cs.stanford.edu/people/rak248/VG_100K_2/1.jpg",
+                        "width": 200,
+                        "height": 100,
+                    }
+                ]
+            )
+        }
+    ),
+    "vg_images2.zip": zipped(**{"VG_100K_2/1.jpg": b"P"}),
+}
+WHOLE = "[0.0, 0.25, 1.0, 0.75]"  # of 200 x 100, padded to a square
+REFS = [
+    {"ref_id": 1, "ann_id": 4, "image_id": 9, "split": "train", "file_name": "x",
+     "sentences": [{"sent": "left cat", "sent_id": 0}, {"sent": "big cat", "sent_id": 1}]},
+    {"ref_id": 2, "ann_id": 4, "image_id": 9, "split": "val", "file_name": "x",
+     "sentences": [{"sent": "never", "sent_id": 2}]},
+]  # fmt: skip
+INSTANCES = {
+    "images": [
+        {"id": 9, "file_name": "COCO_train2014_000000000009.jpg", "width": 200, "height": 100}
+    ],
+    "annotations": [{"id": 4, "image_id": 9, "bbox": [0.0, 0.0, 200.0, 100.0]}],
+}
 OCR = {
     "a": {"split": 1, "questions": ["Hue?"], "answers": ["red"], "imageURL": ""},
     "b": {"split": 3, "questions": ["Hue?"], "answers": ["blue"], "imageURL": ""},
@@ -156,7 +219,77 @@ CASES: dict[str, tuple[dict[str, bytes], list[tuple[str, list[tuple[str, str]]]]
         },
         [("1", [(CAPTION, "A sign.")])],
     ),
+    "aokvqa": (
+        {"aokvqa_v1p0.tar.gz": tarred("w:gz", **{"aokvqa_v1p0_train.json": dump([AOK])}),
+         "train2017.zip": zipped(**{"train2017/000000000009.jpg": b"P"})},
+        [("22M", [("Hue?\nA. red\nB. blue" + LETTER, "B")])],
+    ),
+    "visual-genome-qa": (
+        {"question_answers.json.zip": zipped(**{"question_answers.json": dump([
+            {"id": 1, "qas": [{"qa_id": 5, "image_id": 1, "question": "Hue?", "answer": "Red."}]},
+            {"id": 2, "qas": []},
+        ])}), **VG},
+        [("1-0", [("Hue?" + SHORT, "Red.")])],
+    ),
+    "visual-genome-regions": (
+        {"region_descriptions.json.zip": zipped(**{"region_descriptions.json": dump([
+            {"id": 1, "regions": [
+                {"region_id": 3, "image_id": 1, "phrase": "a cat ", "x": 0, "y": 0, "width": 200,
+                 "height": 100},
+                {"region_id": 4, "image_id": 1, "phrase": "a dog", "x": 50, "y": 10, "width": 100,
+                 "height": 40},
+            ]},
+        ])}), **VG},
+        [("1-0", [(DESCRIBE.format(WHOLE), "a cat"),
+                  (LOCATE.format("a dog"), "[0.25, 0.3, 0.75, 0.5]")])],
+    ),
+    **{
+        name: (
+            {f"{name}.zip": zipped(**{f"{name}/refs({split}).p": pickle.dumps(REFS, protocol=2),
+                                      f"{name}/instances.json": dump(INSTANCES)}), **COCO14},
+            [("9", [(LOCATE.format("left cat"), WHOLE), (DESCRIBE.format(WHOLE), "big cat")])],
+        )
+        for name, split in (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"))
+    },
+    "sharegpt4v": (
+        {"sharegpt4v_instruct_gpt4-vision_cap100k.json": dump(
+            [LLAVA | {"image": "sam/images/a.jpg"}]),
+         "sam_images/a.jpg": b"P"},
+        [("7-0", TURNS)],
+    ),
+    "sharegpt4v-pt": (
+        {"share-captioner_coco_lcs_sam_1246k_1107.json": dump(
+            [LLAVA | {"image": "llava/llava_pretrain/images/00/a.jpg"}]),
+         "llava_images.zip": zipped(**{"00/a.jpg": b"P"})},
+        [("7-0", TURNS)],
+    ),
+    "sharegpt4v-mix665k": (
+        {"sharegpt4v_mix665k_cap23k_coco-ap9k_lcs3k_sam9k_div2k.json": dump(
+            [LLAVA | {"image": "web-celebrity/images/a.jpg"}]),
+         "web-celebrity/images/a.jpg": b"P"},
+        [("7-0", TURNS)],
+    ),
+    "the-cauldron": (
+        {"ai2d/train-00000-of-00001.parquet": rows_file([
+            {"images": [{"bytes": PICTURE, "path": None}],
+             "texts": [{"user": "Hue?", "assistant": "Red.", "source": "AI2D"}]}])},
+        [("ai2d-0", [("Hue?", "Red.")])],
+    ),
+    "finevision": (
+        {"ai2d/train-00000-of-00001.parquet": rows_file([
+            {"images": [{"bytes": PICTURE, "path": None}],
+             "texts": [{"user": "Hue?", "assistant": "Red."}], "source": "ai2d_merged",
+             "relevance_ratings": [5], "relevance_min": 5}])},
+        [("ai2d-0", [("Hue?", "Red.")])],
+    ),
+    "laion-webdataset": (
+        {"00000.tar": tarred("w", **{"000000000.jpg": PICTURE, "000000000.txt": b"A cat.",
+                                     "000000000.json": dump({"url": "http://x/a", "width": 8})})},
+        [("000000000", [("Provide a brief description of the given image.", "A cat.")])],
+    ),
 }  # fmt: skip
+# Rows of several sets say themselves where they come from.
+SOURCES = {"the-cauldron": "the-cauldron/ai2d", "finevision": "ai2d_merged"}
 
 
 def lay(folder: Path, files: dict[str, bytes]) -> Path:
@@ -189,8 +322,8 @@ def test_publishers_files_become_records(name: str, tmp_path: Path) -> None:
         (r.id, [(a.text, b.text) for a, b in zip(r.messages[::2], r.messages[1::2], strict=True)])
         for r in found
     ] == expected
-    assert [Path(i).read_bytes() for r in found for i in r.images] == [b"P"]
-    assert found[0].source == name
+    assert [Path(i).read_bytes() for r in found for i in r.images] in ([b"P"], [PICTURE])
+    assert found[0].source == SOURCES.get(name, name)
 
 
 def test_missing_pictures_are_listed_and_the_rest_is_built(tmp_path: Path) -> None:
@@ -209,6 +342,47 @@ def test_a_path_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="leaves the data folder"):
         build("llava-pretrain", tmp_path / "out", lay(tmp_path / "in", files))
     assert not (tmp_path / "out" / "records.jsonl").exists()
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    evil = pickle.dumps([Evil()])
+    refs = zipped(**{"refcoco/refs(unc).p": evil, "refcoco/instances.json": b"{}"})
+    with pytest.raises(RecordError, match="the pickle names"):
+        build("refcoco", tmp_path / "out", lay(tmp_path / "in", {"refcoco.zip": refs}))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_limit_and_subsets(tmp_path: Path) -> None:
+    row = {"images": [{"bytes": PICTURE, "path": None}]}
+    rows = [row | {"texts": [{"user": f"{n}?", "assistant": "yes"}]} for n in range(5)]
+    folder = lay(tmp_path / "in", {f"{n}/a.parquet": rows_file(rows) for n in ("ai2d", "vqa")})
+    path = build("the-cauldron", tmp_path / "out", folder, Options(3, ["vqa"]))
+    assert [r.id for r in read_records(path)] == ["vqa-0", "vqa-1", "vqa-2"]
+    with pytest.raises(ConfigError, match="no subset 'vqb'; did you mean 'vqa'"):
+        build("the-cauldron", tmp_path / "out2", folder, Options(subsets=["vqb"]))
+    with pytest.raises(ConfigError, match="gqa has no subsets; leave --subset out"):
+        build("gqa", tmp_path / "out3", folder, Options(subsets=["vqa"]))
+
+
+def test_a_picture_by_url_is_a_fault_or_asked_for(tmp_path: Path) -> None:
+    entries = [LLAVA | {"image": "http://host/a.png"}]
+    files = CASES["llava-pretrain"][0] | {"blip_laion_cc_sbu_558k.json": dump(entries)}
+    folder = lay(tmp_path / "in", files)
+    path = build("llava-pretrain", tmp_path / "out", folder)
+    assert "allow it by --allow-remote" in (path.parent / "faults.jsonl").read_text()
+    asked: list[str] = []
+
+    def fetched(url: str) -> bytes:
+        asked.append(url)
+        return PICTURE
+
+    path = build("llava-pretrain", tmp_path / "out2", folder, Options(fetch=fetched))
+    (record,) = read_records(path)
+    assert asked == ["http://host/a.png"] and Path(record.images[0]).read_bytes() == PICTURE
 
 
 def test_absent_files_are_named_with_their_url(tmp_path: Path) -> None:

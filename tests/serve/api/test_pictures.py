@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import socket
 import struct
 import zlib
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 from PIL import Image
 
 from serve.app import running
+from serve.cli import main
 from vlm.errors import ImageError
+from vlm.remote import fetch_picture
 
 
 def encoded(kind: str, size: tuple[int, int] = (30, 20), **options: Any) -> bytes:
@@ -156,6 +159,32 @@ def test_addresses_go_to_who_fetches_them(tiny: Any) -> None:
             assert told == (status, code, "messages.0.content.0")
         assert api.refused(messages=with_url("file:///etc/passwd"))[1] == "bad_image_url"
     assert len(asked) == 4
+
+
+def test_allowed_addresses_are_public_ones(tiny: Any) -> None:
+    """Of a server on this machine, that nobody connects to."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.2)
+        port = listening.getsockname()[1]
+        with running(tiny.model, port=0, fetch=fetch_picture) as url:
+            api = dataclasses.replace(tiny, url=url)
+            for host in ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]"):
+                told = api.refused(messages=with_url(f"http://{host}:{port}/x.png"))
+                assert told == (422, "private_address", "messages.0.content.0")
+        with pytest.raises(TimeoutError):
+            listening.accept()
+
+
+@pytest.mark.parametrize("words", [[], ["--allow-remote-images"]])
+def test_the_command_allows_them_where_it_is_told_to(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("serve.app.launch", lambda *_, **options: given.update(options))
+    monkeypatch.setattr("sys.argv", ["vlm", "serve", *words])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert (given["fetch"] is not None) == bool(words)
 
 
 def test_one_picture_twice_is_shown_twice_and_encoded_once(tiny: Any) -> None:
