@@ -65,9 +65,11 @@ def _register_build(app: typer.Typer, package: Open) -> None:
             bool, typer.Option(help="One object, cut out at half the side.")
         ] = False,
         from_dir: Annotated[Path | None, typer.Option(help="Has the publisher's files.")] = None,
-        limit: Annotated[int | None, typer.Option(help="Most records of a public set.")] = None,
+        limit: Annotated[
+            int | None, typer.Option(help="Look at so many entries of a public set.")
+        ] = None,
         subset: Annotated[
-            list[str] | None, typer.Option(help="Of a set that has some; may be repeated.")
+            list[str] | None, typer.Option(help="Of a public set that has subsets; repeatable.")
         ] = None,
         allow_remote: AllowRemote = False,
     ) -> None:
@@ -79,9 +81,8 @@ def _register_build(app: typer.Typer, package: Open) -> None:
                     f"{recipe}: --num, --seed, --task, --split, --max-objects, --turns and "
                     "--close-up are for scenes; leave them out, or use --limit"
                 )
-            build = package("build")
-            chosen = build.Options(limit, tuple(subset or ()), _fetch(allow_remote))
-            print(build.build(recipe, out, from_dir, chosen))
+            public = {"limit": limit, "subsets": subset or (), "fetch": _fetch(allow_remote)}
+            _build_public(package, recipe, out, from_dir, public)
             return
         if from_dir is not None or limit is not None or subset or allow_remote:
             raise ConfigError(
@@ -103,6 +104,18 @@ def _register_build(app: typer.Typer, package: Open) -> None:
                 progress=step,
             )
         print(records)
+
+
+def _build_public(
+    package: Open, recipe: str, out: Path, from_dir: Path | None, options: dict[str, Any]
+) -> None:
+    from serve.progress import counting
+
+    build, count = package("build"), package("recipes").recipe(recipe).count
+    with counting("building", options["limit"] or count) as step:
+        records = build.build(recipe, out, from_dir, build.Options(**options, progress=step))
+    print(records)
+    print((out / "counts.json").read_text(encoding="utf-8").strip())
 
 
 def _register_convert(app: typer.Typer, package: Open) -> None:

@@ -90,7 +90,8 @@ def dataset_rows(found: Any, title: str, split: str | None) -> Iterator[Found]:
             raise ConfigError(f"{title} has the splits {', '.join(found)}; choose by --split")
         found = found[split]
     if hasattr(found, "decode"):  # streaming
-        rows: Iterator[Any] = iter(found.decode(False))
+        # without known features nothing would be decoded, and `decode` refuses
+        rows: Iterator[Any] = iter(found.decode(False) if found.features else found)
     else:
         tables = found.with_format("arrow").iter(batch_size=_ROWS)
         rows = (row for table in tables for row in table.to_pylist())

@@ -24,7 +24,7 @@ def records(folder: Path) -> Iterator[Record]:
 
 RECIPE = Recipe(
     about="17K questions that need common sense and knowledge, multiple choice",
-    license="not stated in the publisher's repository (its code: Apache 2.0)",
+    license="see the publisher's page",
     size="unknown",
     count=17_056,
     sources=(Source(_FILE, _HOST + _FILE),),

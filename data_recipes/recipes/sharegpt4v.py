@@ -29,11 +29,11 @@ def records(file: str, source: str, folder: Path) -> Iterator[Record | Fault]:
     return llava(folder, file, source)
 
 
-def _recipe(name: str, file: str, about: str) -> Recipe:
+def _recipe(name: str, file: str, size: str, about: str) -> Recipe:
     return Recipe(
         about=about,
         license="CC BY-NC 4.0",
-        size="unknown",
+        size=f"{size} of annotations; pictures unknown",
         count=None,
         sources=(Source(file, f"{_HUB}Lin-Chen/ShareGPT4V/resolve/main/{file}"),),
         pictures=_PICTURES,
@@ -42,15 +42,20 @@ def _recipe(name: str, file: str, about: str) -> Recipe:
 
 
 CAPTIONS = _recipe(
-    "sharegpt4v", "sharegpt4v_instruct_gpt4-vision_cap100k.json", "102K long captions by GPT-4V"
+    "sharegpt4v",
+    "sharegpt4v_instruct_gpt4-vision_cap100k.json",
+    "134 MB",
+    "102K long captions by GPT-4V",
 )
 PRETRAIN = _recipe(
     "sharegpt4v-pt",
     "share-captioner_coco_lcs_sam_1246k_1107.json",
+    "1.49 GB",
     "1,246K long captions by a captioner that learnt from GPT-4V",
 )
 MIX = _recipe(
     "sharegpt4v-mix665k",
     "sharegpt4v_mix665k_cap23k_coco-ap9k_lcs3k_sam9k_div2k.json",
+    "1.23 GB",
     "the LLaVA-1.5 mix with 23K entries replaced by long captions",
 )

@@ -20,10 +20,11 @@ from PIL import Image
 
 from data_recipes.build import Options, build
 from data_recipes.download import fetch
-from data_recipes.recipe import Source
+from data_recipes.recipe import Source, region
 from data_recipes.recipes import RECIPES, recipe
 from vlm.errors import ConfigError, RecordError
 from vlm.messages import read_records
+from vlm.testing import draw_image
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -45,9 +46,9 @@ def dump(raw: Any) -> bytes:
     return json.dumps(raw).encode()
 
 
-def tarred(mode: Literal["w", "w:gz"], **members: bytes) -> bytes:
+def tarred(mode: str, **members: bytes) -> bytes:
     data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode=mode) as archive:
+    with tarfile.open(fileobj=data, mode=mode) as archive:  # type: ignore[call-overload]
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -55,19 +56,19 @@ def tarred(mode: Literal["w", "w:gz"], **members: bytes) -> bytes:
     return data.getvalue()
 
 
-def rows_file(rows: list[dict[str, Any]]) -> bytes:
+def png(side: int = 3) -> bytes:
+    data = io.BytesIO()
+    draw_image((4, side)).save(data, "PNG")
+    return data.getvalue()
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    """As the hub has it: pictures as structs of bytes and path, texts as a list of structs."""
     data = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), data)
     return data.getvalue()
 
 
-def png() -> bytes:
-    data = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(data, "PNG")
-    return data.getvalue()
-
-
-PICTURE = png()
 LLAVA = {
     "id": "7",
     "image": "a.jpg",
@@ -134,6 +135,54 @@ OCR = {
     "a": {"split": 1, "questions": ["Hue?"], "answers": ["red"], "imageURL": ""},
     "b": {"split": 3, "questions": ["Hue?"], "answers": ["blue"], "imageURL": ""},
 }
+REFS = [
+    {
+        "split": split, "ref_id": i, "ann_id": i, "image_id": 9, "category_id": 1,
+        "file_name": f"COCO_train2014_000000000009_{i}.jpg",
+        "sentences": [{"sent": sent, "raw": sent, "sent_id": 0, "tokens": []} for sent in said],
+    }
+    for i, split, said in [(1, "train", ["a cat", "the left one"]), (2, "train", ["a dog"]),
+                           (3, "val", ["a bus"])]
+]  # fmt: skip
+INSTANCES = {
+    "images": [
+        {"id": 9, "file_name": "COCO_train2014_000000000009.jpg", "width": 200, "height": 100}
+    ],
+    "annotations": [
+        {"id": i, "image_id": 9, "bbox": [50.0 * i, 0.0, 50.0, 100.0]} for i in (1, 2, 3)
+    ],
+}
+LOCATE = "Please provide the bounding box coordinate of the region this sentence describes: {}."
+DESCRIBE = "Please provide a short description for this region: {}."
+CAT, DOG = "[0.25, 0.25, 0.5, 0.75]", "[0.5, 0.25, 0.75, 0.75]"
+
+
+def refcoco(name: str, split: str) -> dict[str, bytes]:
+    """Python 2 wrote the pickles: protocol 2, and texts as its bytes."""
+    members = {
+        f"{name}/refs({split}).p": pickle.dumps(REFS, protocol=2),
+        f"{name}/instances.json": dump(INSTANCES),
+    }
+    return {f"{name}.zip": zipped(**members), **COCO14}
+
+
+REFERRED = [
+    ("9", [(LOCATE.format("a cat"), CAT), (DESCRIBE.format(DOG), "a dog"),
+           (LOCATE.format("the left one"), CAT)])
+]  # fmt: skip
+VG_FILES = {
+    "image_data.json.zip": zipped(**{"image_data.json": dump(
+        [{"image_id": 1, "url": "https://cs.stanford.edu/people/rak248/VG_100K_2/1.jpg",
+          "width": 800, "height": 600, "coco_id": None, "flickr_id": None}]
+    )}),
+    "vg_images2.zip": zipped(**{"VG_100K_2/1.jpg": b"P"}),
+}  # fmt: skip
+HUB_TEXTS = [{"user": "What?", "assistant": "A cat.", "source": "VQA"},
+             {"user": "Big?", "assistant": "No.", "source": "VQA"}]  # fmt: skip
+HUB_ROW = {"images": [{"bytes": png(), "path": None}], "texts": HUB_TEXTS}
+LAION = {"000000000.jpg": png(), "000000000.txt": b"A cat.",
+         "000000000.json": dump({"key": "000000000", "url": "http://x/a.jpg"})}  # fmt: skip
+ROWS = ("the-cauldron", "finevision", "laion-webdataset")
 CASES: dict[str, tuple[dict[str, bytes], list[tuple[str, list[tuple[str, str]]]]]] = {
     "llava-pretrain": (
         {"blip_laion_cc_sbu_558k.json": dump([LLAVA]), "images.zip": zipped(**{"a.jpg": b"P"})},
@@ -220,71 +269,81 @@ CASES: dict[str, tuple[dict[str, bytes], list[tuple[str, list[tuple[str, str]]]]
         [("1", [(CAPTION, "A sign.")])],
     ),
     "aokvqa": (
-        {"aokvqa_v1p0.tar.gz": tarred("w:gz", **{"aokvqa_v1p0_train.json": dump([AOK])}),
-         "train2017.zip": zipped(**{"train2017/000000000009.jpg": b"P"})},
-        [("22M", [("Hue?\nA. red\nB. blue" + LETTER, "B")])],
+        {
+            "aokvqa_v1p0.tar.gz": tarred("w:gz", **{"./aokvqa_v1p0_train.json": dump(
+                [{"split": "train", "image_id": 9, "question_id": "q", "question": "Awaits?",
+                  "choices": ["train", "cab"], "correct_choice_idx": 1,
+                  "direct_answers": ["cab"], "rationales": []}]
+            )}),
+            "train2017.zip": zipped(**{"train2017/000000000009.jpg": b"P"}),
+        },
+        [("q", [("Awaits?\nA. train\nB. cab\nAnswer with the option's letter from the given "
+                 "choices directly.", "B")])],
     ),
     "visual-genome-qa": (
-        {"question_answers.json.zip": zipped(**{"question_answers.json": dump([
-            {"id": 1, "qas": [{"qa_id": 5, "image_id": 1, "question": "Hue?", "answer": "Red."}]},
-            {"id": 2, "qas": []},
-        ])}), **VG},
-        [("1-0", [("Hue?" + SHORT, "Red.")])],
+        {
+            "question_answers.json.zip": zipped(**{"question_answers.json": dump(
+                [{"id": 1, "qas": [{"qa_id": 5, "image_id": 1, "question": "Hue?",
+                                    "answer": "Green.", "a_objects": [], "q_objects": []}] * 11},
+                 {"id": 2, "qas": []}]
+            )}),
+            **VG_FILES,
+        },
+        [("1-0", [("Hue?" + SHORT, "Green.")] * 10), ("1-1", [("Hue?" + SHORT, "Green.")])],
     ),
     "visual-genome-regions": (
-        {"region_descriptions.json.zip": zipped(**{"region_descriptions.json": dump([
-            {"id": 1, "regions": [
-                {"region_id": 3, "image_id": 1, "phrase": "a cat ", "x": 0, "y": 0, "width": 200,
-                 "height": 100},
-                {"region_id": 4, "image_id": 1, "phrase": "a dog", "x": 50, "y": 10, "width": 100,
-                 "height": 40},
-            ]},
-        ])}), **VG},
-        [("1-0", [(DESCRIBE.format(WHOLE), "a cat"),
-                  (LOCATE.format("a dog"), "[0.25, 0.3, 0.75, 0.5]")])],
+        {
+            "region_descriptions.json.zip": zipped(**{"region_descriptions.json": dump(
+                [{"id": 1, "regions": [{"region_id": 3, "image_id": 1, "phrase": "a clock ",
+                                        "x": 400, "y": 0, "width": 80, "height": 600}] * 2}]
+            )}),
+            **VG_FILES,
+        },
+        [("1-0", [(DESCRIBE.format("[0.5, 0.12, 0.6, 0.88]"), "a clock"),
+                  (LOCATE.format("a clock"), "[0.5, 0.12, 0.6, 0.88]")])],
     ),
-    **{
-        name: (
-            {f"{name}.zip": zipped(**{f"{name}/refs({split}).p": pickle.dumps(REFS, protocol=2),
-                                      f"{name}/instances.json": dump(INSTANCES)}), **COCO14},
-            [("9", [(LOCATE.format("left cat"), WHOLE), (DESCRIBE.format(WHOLE), "big cat")])],
-        )
-        for name, split in (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"))
-    },
+    "refcoco": (refcoco("refcoco", "unc"), REFERRED),
+    "refcoco+": (refcoco("refcoco+", "unc"), REFERRED),
+    "refcocog": (refcoco("refcocog", "umd"), REFERRED),
     "sharegpt4v": (
-        {"sharegpt4v_instruct_gpt4-vision_cap100k.json": dump(
-            [LLAVA | {"image": "sam/images/a.jpg"}]),
-         "sam_images/a.jpg": b"P"},
+        {
+            "sharegpt4v_instruct_gpt4-vision_cap100k.json": dump(
+                [LLAVA | {"image": "sam/images/sa_1.jpg"}]
+            ),
+            "sam_images/sa_1.jpg": b"P",
+        },
         [("7-0", TURNS)],
     ),
     "sharegpt4v-pt": (
-        {"share-captioner_coco_lcs_sam_1246k_1107.json": dump(
-            [LLAVA | {"image": "llava/llava_pretrain/images/00/a.jpg"}]),
-         "llava_images.zip": zipped(**{"00/a.jpg": b"P"})},
+        {
+            "share-captioner_coco_lcs_sam_1246k_1107.json": dump(
+                [LLAVA | {"image": "llava/llava_pretrain/images/00453/4.jpg"}]
+            ),
+            "llava_images.zip": zipped(**{"00453/4.jpg": b"P"}),
+        },
         [("7-0", TURNS)],
     ),
     "sharegpt4v-mix665k": (
-        {"sharegpt4v_mix665k_cap23k_coco-ap9k_lcs3k_sam9k_div2k.json": dump(
-            [LLAVA | {"image": "web-celebrity/images/a.jpg"}]),
-         "web-celebrity/images/a.jpg": b"P"},
+        {
+            "sharegpt4v_mix665k_cap23k_coco-ap9k_lcs3k_sam9k_div2k.json": dump(
+                [LLAVA | {"image": "wikiart/images/a.jpg"}]
+            ),
+            "wikiart/images/a.jpg": b"P",
+        },
         [("7-0", TURNS)],
     ),
     "the-cauldron": (
-        {"ai2d/train-00000-of-00001.parquet": rows_file([
-            {"images": [{"bytes": PICTURE, "path": None}],
-             "texts": [{"user": "Hue?", "assistant": "Red.", "source": "AI2D"}]}])},
-        [("ai2d-0", [("Hue?", "Red.")])],
+        {"ai2d/train-00000-of-00001-2ce3.parquet": parquet([HUB_ROW])},
+        [("ai2d-0", TURNS)],
     ),
     "finevision": (
-        {"ai2d/train-00000-of-00001.parquet": rows_file([
-            {"images": [{"bytes": PICTURE, "path": None}],
-             "texts": [{"user": "Hue?", "assistant": "Red."}], "source": "ai2d_merged",
-             "relevance_ratings": [5], "relevance_min": 5}])},
-        [("ai2d-0", [("Hue?", "Red.")])],
+        {"chartqa/train-00000-of-00001.parquet": parquet(
+            [HUB_ROW | {"source": "chartqa", "relevance_ratings": [5, 4], "relevance_min": 4}]
+        )},
+        [("chartqa-0", TURNS)],
     ),
     "laion-webdataset": (
-        {"00000.tar": tarred("w", **{"000000000.jpg": PICTURE, "000000000.txt": b"A cat.",
-                                     "000000000.json": dump({"url": "http://x/a", "width": 8})})},
+        {"00000.tar": tarred("w", **LAION), "00000.parquet": parquet([{"url": "x", "key": "0"}])},
         [("000000000", [("Provide a brief description of the given image.", "A cat.")])],
     ),
 }  # fmt: skip
@@ -322,8 +381,13 @@ def test_publishers_files_become_records(name: str, tmp_path: Path) -> None:
         (r.id, [(a.text, b.text) for a, b in zip(r.messages[::2], r.messages[1::2], strict=True)])
         for r in found
     ] == expected
-    assert [Path(i).read_bytes() for r in found for i in r.images] in ([b"P"], [PICTURE])
-    assert found[0].source == SOURCES.get(name, name)
+    assert {Path(i).read_bytes() for r in found for i in r.images} == (
+        {png()} if name in ROWS else {b"P"}
+    )
+    place = {"the-cauldron": "the-cauldron/ai2d", "finevision": "chartqa"}.get(name, name)
+    assert (found[0].source, found[0].license) == (place, recipe(name).license)
+    counts = json.loads((path.parent / "counts.json").read_text())
+    assert (counts["written"], counts["missing"], counts["faulty"]) == (len(expected), 0, 0)
 
 
 def test_missing_pictures_are_listed_and_the_rest_is_built(tmp_path: Path) -> None:
@@ -344,45 +408,94 @@ def test_a_path_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "records.jsonl").exists()
 
 
+def test_entries_that_are_no_records_are_listed(tmp_path: Path) -> None:
+    turns = LLAVA["conversations"]
+    bad = [
+        LLAVA | {"conversations": turns[::2]},
+        {"id": "x"},
+        LLAVA | {"image": "http://10.0.0.1/a"},
+    ]
+    files = CASES["llava-pretrain"][0] | {"blip_laion_cc_sbu_558k.json": dump([*bad, LLAVA])}
+    asked: list[str] = []
+
+    def fetch(url: str) -> bytes:
+        asked.append(url)
+        return png()
+
+    path = build("llava-pretrain", tmp_path / "out", lay(tmp_path / "in", files))
+    assert [r.id for r in read_records(path)] == ["7"]
+    lines = (path.parent / "faults.jsonl").read_text().splitlines()
+    assert [json.loads(line)["code"] for line in lines] == [
+        "malformed", "unknown_shape", "remote_url",
+    ]  # fmt: skip
+    assert json.loads((path.parent / "counts.json").read_text())["faulty"] == 3
+    path = build("llava-pretrain", tmp_path / "b", tmp_path / "in", Options(fetch=fetch))
+    assert asked == ["http://10.0.0.1/a"] and len(list(read_records(path))) == 2
+
+
+def test_an_entry_of_another_layout_is_no_crash(tmp_path: Path) -> None:
+    archive = zipped(**{"train_balanced_questions.json": dump({"02": {"question": "Hue?"}})})
+    files = lay(tmp_path / "in", {"questions1.2.zip": archive})
+    with pytest.raises(RecordError, match=r"not in the publisher's layout .*answer"):
+        build("gqa", tmp_path / "out", files)
+
+
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:
             return (Path.touch, (tmp_path / "ran",))
 
-    evil = pickle.dumps([Evil()])
-    refs = zipped(**{"refcoco/refs(unc).p": evil, "refcoco/instances.json": b"{}"})
-    with pytest.raises(RecordError, match="the pickle names"):
-        build("refcoco", tmp_path / "out", lay(tmp_path / "in", {"refcoco.zip": refs}))
+    archive = zipped(**{"refcoco/refs(unc).p": pickle.dumps([Evil()])})
+    with pytest.raises(RecordError, match="data has no reason to"):
+        build("refcoco", tmp_path / "out", lay(tmp_path / "in", {"refcoco.zip": archive}))
     assert not (tmp_path / "ran").exists()
 
 
-def test_limit_and_subsets(tmp_path: Path) -> None:
-    row = {"images": [{"bytes": PICTURE, "path": None}]}
-    rows = [row | {"texts": [{"user": f"{n}?", "assistant": "yes"}]} for n in range(5)]
-    folder = lay(tmp_path / "in", {f"{n}/a.parquet": rows_file(rows) for n in ("ai2d", "vqa")})
-    path = build("the-cauldron", tmp_path / "out", folder, Options(3, ["vqa"]))
-    assert [r.id for r in read_records(path)] == ["vqa-0", "vqa-1", "vqa-2"]
-    with pytest.raises(ConfigError, match="no subset 'vqb'; did you mean 'vqa'"):
-        build("the-cauldron", tmp_path / "out2", folder, Options(subsets=["vqb"]))
-    with pytest.raises(ConfigError, match="gqa has no subsets; leave --subset out"):
-        build("gqa", tmp_path / "out3", folder, Options(subsets=["vqa"]))
+def test_boxes_are_shares_of_the_padded_square() -> None:
+    assert region((0, 0, 100, 200), (100, 200)) == "[0.25, 0.0, 0.75, 1.0]"
+    assert region((-5, 0, 210, 100), (200, 100)) == "[0.0, 0.25, 1.0, 0.75]"
 
 
-def test_a_picture_by_url_is_a_fault_or_asked_for(tmp_path: Path) -> None:
-    entries = [LLAVA | {"image": "http://host/a.png"}]
-    files = CASES["llava-pretrain"][0] | {"blip_laion_cc_sbu_558k.json": dump(entries)}
-    folder = lay(tmp_path / "in", files)
-    path = build("llava-pretrain", tmp_path / "out", folder)
-    assert "allow it by --allow-remote" in (path.parent / "faults.jsonl").read_text()
-    asked: list[str] = []
+def test_rows_of_the_hub_are_streamed_as_far_as_they_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
 
-    def fetched(url: str) -> bytes:
-        asked.append(url)
-        return PICTURE
+    made: list[int] = []
 
-    path = build("llava-pretrain", tmp_path / "out2", folder, Options(fetch=fetched))
-    (record,) = read_records(path)
-    assert asked == ["http://host/a.png"] and Path(record.images[0]).read_bytes() == PICTURE
+    def rows() -> Iterator[dict[str, Any]]:
+        for i in range(1000):
+            made.append(i)
+            yield HUB_ROW
+
+    def opened(name: str, config: str, **options: Any) -> Any:
+        assert (name, config) == ("HuggingFaceM4/the_cauldron", "ai2d")
+        assert options == {"split": "train", "streaming": True}
+        return datasets.IterableDataset.from_generator(rows)
+
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["ai2d", "vqav2"])
+    monkeypatch.setattr(datasets, "load_dataset", opened)
+    path = build("the-cauldron", tmp_path, None, Options(limit=3))
+    assert [r.id for r in read_records(path)] == ["ai2d-0", "ai2d-1", "ai2d-2"]
+    assert len(made) < 10
+    assert len(list((tmp_path / "images").iterdir())) == 1  # named by content
+
+
+def test_subsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = lay(tmp_path / "in", {f"{n}/a.parquet": parquet([HUB_ROW]) for n in ("a", "b", "c")})
+    path = build("finevision", tmp_path / "out", folder, Options(subsets=["c", "a"]))
+    assert [r.source for r in read_records(path)] == ["finevision/c", "finevision/a"]
+    with pytest.raises(ConfigError, match="no subset 'd'"):
+        build("finevision", tmp_path / "out", folder, Options(subsets=["d"]))
+    with pytest.raises(ConfigError, match="has no subsets"):
+        build("gqa", tmp_path / "out", folder, Options(subsets=["d"]))
+    with pytest.raises(ConfigError, match=r"--from-dir FOLDER with \*\.tar"):
+        build("laion-webdataset", tmp_path / "out")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"hf download HuggingFaceM4/FineVision .*--from-dir"):
+        build("finevision", tmp_path / "out", None, Options(subsets=["a"]))
 
 
 def test_absent_files_are_named_with_their_url(tmp_path: Path) -> None:
