@@ -11,12 +11,11 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from data_recipes.build import Options, build
 from data_recipes.download import fetch
@@ -27,9 +26,6 @@ from vlm.messages import read_records
 from vlm.testing import draw_image
 
 SHORT = "\nAnswer the question using a single word or phrase."
-LETTER = "\nAnswer with the option's letter from the given choices directly."
-DESCRIBE = "Please provide a short description for this region: {}."
-LOCATE = "Please provide the bounding box coordinate of the region this sentence describes: {}."
 CAPTION = "Provide a one-sentence caption for the provided image."
 BODY = bytes(range(256)) * 40
 
@@ -99,38 +95,6 @@ COCO_JSON = dump(
         "annotations": [{"id": 4, "image_id": 3, "caption": "A cat. "}],
     }
 )
-AOK = {"split": "train", "image_id": 9, "question_id": "22M", "question": "Hue?"}
-AOK |= {"choices": ["red", "blue"], "correct_choice_idx": 1, "direct_answers": ["blue"]}
-VG = {
-    "image_data.json.zip": zipped(
-        **{
-            "image_data.json": dump(
-                [
-                    {
-                        "image_id": 1,
-                        "url": "https://cs.stanford.edu/people/rak248/VG_100K_2/1.jpg",
-                        "width": 200,
-                        "height": 100,
-                    }
-                ]
-            )
-        }
-    ),
-    "vg_images2.zip": zipped(**{"VG_100K_2/1.jpg": b"P"}),
-}
-WHOLE = "[0.0, 0.25, 1.0, 0.75]"  # of 200 x 100, padded to a square
-REFS = [
-    {"ref_id": 1, "ann_id": 4, "image_id": 9, "split": "train", "file_name": "x",
-     "sentences": [{"sent": "left cat", "sent_id": 0}, {"sent": "big cat", "sent_id": 1}]},
-    {"ref_id": 2, "ann_id": 4, "image_id": 9, "split": "val", "file_name": "x",
-     "sentences": [{"sent": "never", "sent_id": 2}]},
-]  # fmt: skip
-INSTANCES = {
-    "images": [
-        {"id": 9, "file_name": "COCO_train2014_000000000009.jpg", "width": 200, "height": 100}
-    ],
-    "annotations": [{"id": 4, "image_id": 9, "bbox": [0.0, 0.0, 200.0, 100.0]}],
-}
 OCR = {
     "a": {"split": 1, "questions": ["Hue?"], "answers": ["red"], "imageURL": ""},
     "b": {"split": 3, "questions": ["Hue?"], "answers": ["blue"], "imageURL": ""},
@@ -347,8 +311,6 @@ CASES: dict[str, tuple[dict[str, bytes], list[tuple[str, list[tuple[str, str]]]]
         [("000000000", [("Provide a brief description of the given image.", "A cat.")])],
     ),
 }  # fmt: skip
-# Rows of several sets say themselves where they come from.
-SOURCES = {"the-cauldron": "the-cauldron/ai2d", "finevision": "ai2d_merged"}
 
 
 def lay(folder: Path, files: dict[str, bytes]) -> Path:
