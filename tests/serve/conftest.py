@@ -252,6 +252,13 @@ class Visitor:
         self.wait_until_idle()
         return self.last_reply
 
+    def wait_until(self, holds: Callable[[], bool], seconds: float = 30) -> None:
+        """Wait for what is true outside of the page, or takes a moment in it."""
+        end = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < end, "it never came true"
+            self.tab.wait_for_timeout(50)
+
     def wait_until_idle(self) -> None:
         self.tab.locator("#box .submit-button").wait_for()
 

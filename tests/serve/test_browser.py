@@ -172,15 +172,15 @@ def test_retry_undo_and_new_chat(visit: Any, picture: Path, standin: Any) -> Non
     visitor.attach(picture)
     first = visitor.ask("what is it?")
     visitor.tab.locator("#chat [aria-label=Retry]").click()
-    visitor.tab.wait_for_function("() => true")
+    visitor.wait_until(lambda: len(standin.seen) == 2)
     visitor.wait_for_reply(re.escape(first))
     visitor.wait_until_idle()
     assert len(standin.seen) == 2
     assert standin.seen[0] == standin.seen[1]
     visitor.tab.locator("#chat [aria-label=Undo]").click()
     visitor.tab.locator("#chat .example").wait_for()
-    assert visitor.textbox.input_value() == "what is it?"
-    assert visitor.tab.locator("#box .thumbnail-item").count() == 1
+    visitor.wait_until(lambda: visitor.textbox.input_value() == "what is it?")
+    visitor.wait_until(lambda: visitor.tab.locator("#box .thumbnail-item").count() == 1)
     visitor.textbox.press("Enter")
     visitor.wait_for_reply(re.escape(first))
     visitor.wait_until_idle()
