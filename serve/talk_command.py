@@ -1,5 +1,6 @@
 """`vlm ask`, `vlm chat` and `vlm serve`: talking to a model."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -24,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def ask(
     image: Annotated[str, typer.Argument(help="Path of a picture.")],
-    question: str,
+    question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
     model: Model = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
@@ -37,6 +38,8 @@ def ask(
     from vlm.images import load_image
     from vlm.messages import parse_messages, user
 
+    if question == "-":
+        question = sys.stdin.read().strip()
     load_image(image)  # a wrong path is told now, and not after seconds of loading a model
     parse_messages([user(question, image)])
     assistant = open_model(model, device, dtype, quantize, compile)

@@ -2,12 +2,17 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from serve.session import ChatModel, ChatSession, Sampling
-from vlm.errors import ImageError
+from serve.transcript import save
+from vlm.errors import ConfigError, ImageError
 from vlm.images import load_image
 
-HELP = "/image PATH adds a picture, /reset starts over, /quit ends (also Ctrl-D). Ctrl-C stops."
+HELP = (
+    "/image PATH adds a picture, /save FILE keeps the conversation (.md to read, .jsonl to train "
+    "from), /reset starts over, /quit ends (also Ctrl-D). Ctrl-C stops."
+)
 
 
 class TerminalChat:
@@ -38,6 +43,8 @@ class TerminalChat:
                 print("Started over; the pictures are gone too.")
             elif command == "/image":
                 self._attach(rest.strip())
+            elif command == "/save":
+                self._save(rest.strip())
             elif command.startswith("/") and not os.path.exists(command):
                 print(f"No command {printable(command)}. {HELP}")
             elif line:
@@ -53,6 +60,13 @@ class TerminalChat:
         self._attached.append(path)
         width, height = picture.pixels.size
         print(f"Added, {width} x {height} pixels; it goes along with your next question.")
+
+    def _save(self, path: str) -> None:
+        place = Path(os.path.expanduser(path.strip("'\"")))
+        try:
+            print(f"{place}: {save(self._session.turns, place)} answers with their questions")
+        except ConfigError as error:
+            print(f"error: {error}")
 
     def _answer(self, question: str) -> None:
         self._session.begin(question, self._attached)

@@ -1,5 +1,6 @@
 """The `vlm` command as people type it: real models, real files, exact exit codes."""
 
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 from serve.session import Sampling
 from serve.terminal import TerminalChat, printable
 from vlm.assistant import load
+from vlm.messages import read_records
 from vlm.testing import (
     draw_image,
 )
@@ -63,6 +65,15 @@ def test_ask_answers_as_python_does(run: Run, model: Path, pictures: Path) -> No
     told = run("ask", picture, "what is it?", "--model", model, "--max-new-tokens", 12)
     expected = load(model).ask(picture, "what is it?", max_new_tokens=12)
     assert (told.code, told.out) == (0, printable(expected) + "\n")
+
+
+def test_a_question_from_standard_input(
+    run: Run, model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is it?\n"))
+    asked = run("ask", pictures / "a.png", "-", "--model", model, "--max-new-tokens", 12)
+    expected = load(model).ask(pictures / "a.png", "what is it?", max_new_tokens=12)
+    assert asked.out.strip() == printable(expected).strip()
 
 
 def test_ask_with_bad_input(run: Run, model: Path, tmp_path: Path, pictures: Path) -> None:
@@ -184,6 +195,33 @@ def test_chat_remembers_until_reset(
     said = "yes\x1b[2J"
     assert model.seen == [(["one"], 1), (["one", said, "two"], 1), (["three"], 0)]
     assert "yes[2J\n" in capsys.readouterr().out  # and the escape did not reach the terminal
+
+
+def test_a_conversation_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pictures: Path,
+    tmp_path: Path,
+) -> None:
+    page, record = tmp_path / "a chat.md", tmp_path / "chat.jsonl"
+    first = f"/save {page}"
+    typed = iter([first, "one", first, "two", f"/save {record}", first, "/save x.txt", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    picture = pictures / "a.png"
+    TerminalChat(Chatter("ye", "s"), Sampling(), [str(picture)]).run()
+    out = capsys.readouterr().out
+    assert "error: there is no answer to save yet" in out
+    assert f"{page}: 1 answers" in out and f"{record}: 2 answers" in out
+    assert f"error: {page} exists" in out and "error: x.txt ends in neither" in out
+    assert page.read_text() == f"# a chat\n\n![a.png](<{picture}>)\n\n**one**\n\nyes\n"
+    (kept,) = read_records(record)
+    assert kept.images == (str(picture),)
+    assert [(m.role, m.text) for m in kept.messages] == [
+        ("user", "one"),
+        ("assistant", "yes"),
+        ("user", "two"),
+        ("assistant", "yes"),
+    ]
 
 
 def test_control_c_stops_the_answer_and_not_the_chat(
