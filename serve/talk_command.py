@@ -1,7 +1,7 @@
 """`vlm ask`, `vlm chat` and `vlm serve`: talking to a model."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +33,9 @@ def ask(
     dtype: Dtype = "auto",
     quantize: Quantize = None,
     compile: Compile = False,
+    look: Annotated[
+        str | None, typer.Option(help="Write a .png of where it looked, word by word.")
+    ] = None,
 ) -> None:
     """Answer one question about one picture."""
     from vlm.images import load_image
@@ -45,11 +48,26 @@ def ask(
     assistant = open_model(model, device, dtype, quantize, compile)
     from serve.terminal import printable
 
+    answer = ""
     for piece in assistant.stream(
         [user(question, image)], max_new_tokens=max_new_tokens, temperature=temperature
     ):
+        answer += piece
         print(printable(piece), end="", flush=True)
     print()
+    if look is not None:
+        _write_look(look, assistant, image, question, answer)
+
+
+def _write_look(path: str, assistant: Any, image: str, question: str, answer: str) -> None:
+    from vlm.look_sheet import write_sheet
+    from vlm.looking import look
+    from vlm.messages import user
+
+    write_sheet(
+        path, assistant.processor, [image], look(assistant, [user(question, image)], answer)
+    )
+    print(path)
 
 
 def chat(
