@@ -18,6 +18,7 @@ from serve.api.service import ApiModel, Service
 from serve.caption_tab import Captioner, add_captions
 from serve.chat_tab import Example, add_chat
 from serve.look import Described, header
+from serve.look_panel import add_look, looker_of
 from serve.server import Served, serving
 from serve.session import ChatModel
 
@@ -43,7 +44,10 @@ def build_app(assistant: PageModel) -> gr.Blocks:
     ) as page:
         gr.HTML(header(assistant, built_in=built_in), elem_id="header")
         with gr.Tab("Chat"):
-            add_chat(assistant, examples, slots=ANSWERS_AT_ONCE)
+            session = add_chat(assistant, examples, slots=ANSWERS_AT_ONCE)
+            looker = looker_of(assistant)
+            if looker is not None:
+                add_look(session, looker, slots=ANSWERS_AT_ONCE)
         with gr.Tab("Caption"):
             add_captions(assistant)
     page.queue(max_size=WAITING_ROOM)

@@ -43,8 +43,12 @@ class _Parts:
         return [self.session, self.box, self.chatbot]
 
 
-def add_chat(model: ChatModel, examples: Sequence[Example], *, slots: int) -> None:
-    """Put the chat into the surrounding Blocks; `slots` answers run at the same time."""
+def add_chat(model: ChatModel, examples: Sequence[Example], *, slots: int) -> gr.State:
+    """Put the chat into the surrounding Blocks; `slots` answers run at the same time.
+
+    Returns:
+        Each visitor's `ChatSession`.
+    """
     session = gr.State(ChatSession())
     chatbot = gr.Chatbot(
         elem_id="chat",
@@ -78,6 +82,7 @@ def add_chat(model: ChatModel, examples: Sequence[Example], *, slots: int) -> No
         new_chat = gr.Button("New chat", size="md", min_width=110, scale=0, elem_id="new-chat")
     parts = _Parts(session, chatbot, box, sampling)
     _wire(parts, new_chat, model, slots)
+    return session
 
 
 def _invitation(with_examples: bool) -> str:

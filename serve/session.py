@@ -171,6 +171,12 @@ class ChatSession:
                     turn.state = State.STOPPED
                 turn.stop.set()
 
+    def last_answer(self) -> tuple[list[Message], str] | None:
+        """The newest answer behind the conversation that it was given to, if there is one."""
+        with self._lock:
+            turn = next((turn for turn in reversed(self._turns) if turn.answered), None)
+            return None if turn is None else (self._messages(turn), turn.answer)
+
     def _claim(self) -> Turn | None:
         with self._lock:
             waiting = next((t for t in self._turns if t.state is State.WAITING), None)

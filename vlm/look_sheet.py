@@ -47,19 +47,43 @@ def overlay(picture: Image.Image, grid: np.ndarray) -> Image.Image:
     return Image.composite(Image.blend(picture, red, 0.45), dim, heat)
 
 
+def panels(
+    processor: Processor, pictures: Sequence[ImageSource], glances: Sequence[Glance]
+) -> list[tuple[Image.Image, str]]:
+    """Overlays with their words: first the whole answer, then word by word, for each picture.
+
+    Args:
+        processor: of the model.
+        pictures: of the conversation, in order.
+        glances: of `vlm.looking.look`.
+
+    Raises:
+        ImageError: a picture cannot be used.
+    """
+    seen = [AsSeen(processor).picture(picture) for picture in pictures]
+    every = range(len(seen))
+    mean = tuple(np.mean([g.maps[i] for g in glances], axis=0) for i in every)
+    shown = [Glance("all words", mean), *words_of(glances)]
+    return [
+        (overlay(seen[i], word.maps[i]), "".join(c for c in word.piece if c.isprintable()))
+        for word in shown
+        for i in every
+    ]
+
+
 def write_sheet(
     path: str | os.PathLike[str],
     processor: Processor,
     pictures: Sequence[ImageSource],
     glances: Sequence[Glance],
 ) -> None:
-    """Write the sheet: first the whole answer, then word by word, a row of each picture.
+    """Write a sheet of `panels`.
 
     Args:
         path: of a .png, .jpg, .pdf or .svg.
-        processor: of the model.
-        pictures: of the conversation, in order.
-        glances: of `vlm.looking.look`.
+        processor: as for `panels`.
+        pictures: as for `panels`.
+        glances: as for `panels`.
 
     Raises:
         ConfigError: the file cannot be written, or its ending is unknown.
@@ -67,22 +91,13 @@ def write_sheet(
     """
     from matplotlib.figure import Figure
 
-    seen = [AsSeen(processor).picture(picture) for picture in pictures]
-    words = words_of(glances)
-    count = len(glances[0].maps)
-    mean = tuple(np.mean([g.maps[i] for g in glances], axis=0) for i in range(count))
-    shown = [Glance("all words", mean), *words]
-    panels = [(word.piece, seen[i], word.maps[i]) for word in shown for i in range(count)]
-    rows, columns = math.ceil(len(panels) / _COLUMNS), min(_COLUMNS, len(panels))
+    drawn = panels(processor, pictures, glances)
+    rows, columns = math.ceil(len(drawn) / _COLUMNS), min(_COLUMNS, len(drawn))
     figure = Figure(figsize=(_SIDE * columns, (_SIDE + 0.3) * rows), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns)).flat
-    for axis, panel in zip(axes, panels, strict=False):
-        title, picture, grid = panel
-        axis.imshow(overlay(picture, grid))
-        printable = "".join(c for c in title if c.isprintable())
-        axis.set_title(printable, fontsize=10, parse_math=False)
-    for axis in axes:
-        axis.set_axis_off()
+    for axis, (picture, word) in zip(axes, drawn, strict=False):
+        axis.imshow(picture)
+        axis.set_title(word, fontsize=10, parse_math=False)
     for axis in figure.axes:
         axis.set_axis_off()
     try:

@@ -65,3 +65,23 @@ def test_the_built_in_model_answers_about_a_freshly_drawn_scene(
         visitor.tab.locator("#new-chat").click()
         visitor.tab.locator("#chat .example").first.wait_for()
         visitor.context.close()
+
+
+def test_it_shows_where_it_looked(open_tab: Any, tmp_path: Path) -> None:
+    path = tmp_path / "scene.png"
+    draw_scene(scene(), side=288).save(path)
+    with running(vlm.load(device="cpu"), port=0) as url:
+        visitor = open_tab(url)
+        visitor.tab.get_by_text("Where it looked").click()
+        visitor.tab.locator("#look").click()
+        visitor.tab.get_by_text("There is no answer about a picture yet.").wait_for()
+        visitor.attach(path)
+        said = visitor.ask("what is top left?")
+        assert "dog" in said
+        visitor.tab.locator("#look").click()
+        words = visitor.tab.locator("#look-words .caption-label")
+        words.filter(has_text="dog").first.wait_for()
+        assert words.all_inner_texts() == ["all words", *said.split()]
+        visitor.tab.locator("#look-words img").nth(len(said.split())).wait_for()
+        visitor.screenshot("looked")
+        visitor.context.close()  # before its server goes
