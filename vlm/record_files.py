@@ -110,11 +110,12 @@ class _Parquet:
 
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
-        metadata = self._open().metadata
+        self._metadata: Any = None  # kept: parsing it takes longer than reading a row group
+        self._metadata = self._open().metadata
         self._ends = array("q")
-        for number in range(metadata.num_row_groups):
+        for number in range(self._metadata.num_row_groups):
             before = self._ends[-1] if self._ends else 0
-            self._ends.append(before + metadata.row_group(number).num_rows)
+            self._ends.append(before + self._metadata.row_group(number).num_rows)
         self._groups: dict[int, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,7 +149,7 @@ class _Parquet:
         import pyarrow.parquet as pq
 
         try:
-            return pq.ParquetFile(self._path)
+            return pq.ParquetFile(self._path, metadata=self._metadata)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self._path, error) from error
 

@@ -21,7 +21,9 @@ from vlm.messages import Message, Record, TextPart
 
 JSONL, PARQUET, LLAVA = "records.jsonl", "records.parquet", "llava.json"
 _IMAGES = "images"
-_ROWS = 32  # in a row group: what a random access to one record reads
+# Of a row group, which is what a random access to one record reads. Small ones make a file's
+# footer large: 32 rows in each would take 300 MiB of memory for a million records.
+_ROWS, _BYTES = 256, 4 * 2**20
 
 
 def write_jsonl(records: Iterable[Record], folder: Path | str) -> int:
@@ -78,6 +80,7 @@ def write_parquet(records: Iterable[Record], folder: Path | str) -> int:
     number = 0
     rows: list[Mapping[str, Any]] = []
     with _whole(Path(folder) / PARQUET, "wb") as file, pq.ParquetWriter(file, schema) as writer:
+        size = 0
 
         def flush() -> None:
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
@@ -86,8 +89,10 @@ def write_parquet(records: Iterable[Record], folder: Path | str) -> int:
         for record in records:
             rows.append(_row(record))
             number += 1
-            if len(rows) == _ROWS:
+            size += sum(len(image["bytes"]) for image in rows[-1]["images"])
+            if len(rows) == _ROWS or size >= _BYTES:
                 flush()
+                size = 0
         if rows:
             flush()
     return number

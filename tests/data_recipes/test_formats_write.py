@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+import data_recipes.formats.write
 from data_recipes.formats import WRITERS, read, write_jsonl, write_llava, write_parquet
 from serve.cli import app
 from vlm.errors import RecordError
@@ -103,7 +104,10 @@ def test_jsonl_is_what_everything_else_reads(files: list[Record], tmp_path: Path
     assert not list((tmp_path / "out").glob("*.part"))
 
 
-def test_parquet_is_what_datasets_reads(files: list[Record], tmp_path: Path) -> None:
+def test_parquet_is_what_datasets_reads(
+    files: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_recipes.formats.write, "_ROWS", 32)
     write_parquet(files, tmp_path)
     path = tmp_path / "records.parquet"
     rows = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))
@@ -126,6 +130,18 @@ def test_parquet_is_what_datasets_reads(files: list[Record], tmp_path: Path) -> 
     assert back[33].images == (PNG[1],)
     with pytest.raises(IndexError):
         back[140]
+
+
+def test_row_groups_of_large_pictures_are_small(
+    files: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_recipes.formats.write, "_BYTES", 4 * min(map(len, PNG)))
+    assert write_parquet(files, tmp_path) == 70
+    file = pq.ParquetFile(tmp_path / "records.parquet").metadata
+    sizes = [file.row_group(i).num_rows for i in range(file.num_row_groups)]
+    assert set(sizes[:-1]) == {4} and sum(sizes) == 70
+    back = RecordFiles([tmp_path / "records.parquet"])
+    assert [back[i].id for i in range(70)] == [str(i) for i in range(70)]
 
 
 def test_nested_messages_of_parquet(files: list[Record], tmp_path: Path) -> None:
