@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -260,17 +261,18 @@ def test_pictures_are_padded_with_the_mean_colour(
     """As LLaVA's expand2square: the longer side is the square's, the colour ``int(255 * mean)``."""
     out = train("align", model={"preprocessing": "pad"})
     _, processor = load_checkpoint(out)
-    wide = testing.draw_image((40, 24), seed=1)
-    mean = processor.image_processor.image_mean
-    square = Image.new("RGB", (40, 40), tuple(int(255 * value) for value in mean))
-    square.paste(wide, (0, 8))
-    side = processor.image_size
-    resized = square.resize((side, side), Image.Resampling.BICUBIC)
-    got = processor.pixel_values([load_image(wide)])[0]
+    mean, side = processor.image_processor.image_mean, processor.image_size
     std = torch.tensor(processor.image_processor.image_std)[:, None, None]
-    levels = (got * std + torch.tensor(mean)[:, None, None]) * 255
-    expected = torch.tensor(list(resized.getdata())).view(side, side, 3).permute(2, 0, 1)
-    assert (levels - expected).abs().max() <= 1
+    for width, height in ((40, 24), (24, 41), (41, 24), (30, 30)):
+        picture = testing.draw_image((width, height), seed=1)
+        long = max(width, height)
+        square = Image.new("RGB", (long, long), tuple(int(255 * value) for value in mean))
+        square.paste(picture, ((long - width) // 2, (long - height) // 2))
+        resized = square.resize((side, side), Image.Resampling.BICUBIC)
+        got = processor.pixel_values([load_image(picture)])[0]
+        levels = (got * std + torch.tensor(mean)[:, None, None]) * 255
+        expected = torch.tensor(np.array(resized)).permute(2, 0, 1)
+        assert (levels - expected).abs().max() < 0.01
 
 
 def test_wrong_mixtures_are_told_before_anything_is_loaded(recipe: Recipe, tmp_path: Path) -> None:
