@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from serve.options import AnyData, FormatName, Pictures, Split, open_processor
 from vlm.errors import ConfigError
 
 
@@ -15,7 +16,7 @@ def register(app: typer.Typer, package: Callable[[str], ModuleType]) -> None:
 
     @app.command()
     def doctor(
-        data: Annotated[str, typer.Argument(help="File, folder, pattern or hf://OWNER/NAME.")],
+        data: AnyData,
         model: Annotated[
             str | None, typer.Option(help="That will be trained; the built-in one by default.")
         ] = None,
@@ -25,14 +26,9 @@ def register(app: typer.Typer, package: Callable[[str], ModuleType]) -> None:
             int, typer.Option(min=0, help="Pictures to decode without --full, about.")
         ] = 1000,
         workers: Annotated[int, typer.Option(min=1, help="Threads that read pictures.")] = 1,
-        images: Annotated[
-            Path | None, typer.Option(help="Another folder in which pictures may lie.")
-        ] = None,
-        from_: Annotated[
-            str | None,
-            typer.Option("--from", help="See `vlm data list-formats`; found by default."),
-        ] = None,
-        split: Annotated[str | None, typer.Option(help="Of a data set that has several.")] = None,
+        images: Pictures = None,
+        from_: FormatName = None,
+        split: Split = None,
         clean: Annotated[
             Path | None, typer.Option(help="Folder for a copy without the faulty records.")
         ] = None,
@@ -41,9 +37,6 @@ def register(app: typer.Typer, package: Callable[[str], ModuleType]) -> None:
 
         Exit codes: 0 clean; 1 faults were found; 2 wrong usage.
         """
-        from vlm.hub import resolve
-        from vlm.processor import Processor
-
         path = Path(data).resolve()
         if clean is not None and clean.resolve() in (path, path.parent):
             raise ConfigError(f"--clean {clean} is the data's own folder; choose another")
@@ -55,7 +48,7 @@ def register(app: typer.Typer, package: Callable[[str], ModuleType]) -> None:
             )
             return found
 
-        processor = Processor.from_folder(resolve(model))
+        processor = open_processor(model)
         tokens = [str(t) for t in processor.tokenizer.added_tokens_decoder.values() if t.special]
         options = examiner.Options(full=full, sample=sample, workers=workers)
         summary = examiner.doctor(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import gradio as gr
@@ -34,7 +35,8 @@ def _drawn(model: Any, messages: Sequence[Message], answer: str) -> list[tuple[I
     from vlm.looking import look
 
     pictures = [picture for message in messages for picture in message.images]
-    return panels(model.processor, pictures, look(model, messages, answer))[:_MOST]
+    drawn = panels(model.processor, pictures, look(model, messages, answer))
+    return list(islice(drawn, _MOST))
 
 
 def add_look(session: gr.State, looker: Looker, *, slots: int) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from serve.fault_list import fault_list
-from serve.options import SkipFaults
+from serve.options import SkipFaults, open_processor
 
 
 def register(app: typer.Typer, open_mix: Callable[[], ModuleType]) -> None:
@@ -29,12 +29,7 @@ def register(app: typer.Typer, open_mix: Callable[[], ModuleType]) -> None:
         """
         package = open_mix()
         config = package.load_mix(recipe)
-        processor = None
-        if model is not None:
-            from vlm.hub import resolve
-            from vlm.processor import Processor
-
-            processor = Processor.from_folder(resolve(model, weights=False))
+        processor = None if model is None else open_processor(model)
         from serve.progress import counting
 
         out.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from vlm.assistant import Assistant
+    from vlm.processor import Processor
 
 Model = Annotated[
     str | None,
@@ -49,6 +50,14 @@ def open_model(
     if compile:
         tell_compiling()
     return load(model, device=device, dtype=dtype, quantize=quantize, compile=compile)
+
+
+def open_processor(model: str | None) -> "Processor":
+    """The processor of a model, whose weights are neither fetched nor read."""
+    from vlm.hub import resolve
+    from vlm.processor import Processor
+
+    return Processor.from_folder(resolve(model, weights=False))
 
 
 def tell_compiling() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from serve.fault_list import FaultCount
-from serve.options import AnyData, FormatName, Model, Pictures, Seed, Split
+from serve.options import AnyData, FormatName, Model, Pictures, Seed, Split, open_processor
 from vlm.errors import ConfigError
 
 
@@ -34,13 +34,10 @@ def register(app: typer.Typer, package: Callable[[str], ModuleType]) -> None:
         Exit codes: 0 done; 1 done, and rows could not be read; 2 wrong usage.
         """
         from vlm.as_seen import AsSeen
-        from vlm.hub import resolve
-        from vlm.processor import Processor
 
         if not out.parent.is_dir():
             raise ConfigError(f"--out {out}: there is no such folder; make it first")
-        folder = resolve(model, weights=False)
-        processor = Processor.from_folder(folder)
+        processor = open_processor(model)
         faults = FaultCount()
         records = package("formats").read(
             data, format=from_, images=images, split=split, faults=faults

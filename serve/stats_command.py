@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serve.fault_list import FaultCount
-from serve.options import AnyData, FormatName, Pictures, Split
+from serve.options import AnyData, FormatName, Pictures, Split, open_processor
 from vlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,12 +40,7 @@ def register(app: typer.Typer, package: Callable[[str], ModuleType]) -> None:
 
         if json_file is not None and not json_file.parent.is_dir():
             raise ConfigError(f"--json {json_file}: there is no such folder; make it first")
-        processor = None
-        if model is not None:
-            from vlm.hub import resolve
-            from vlm.processor import Processor
-
-            processor = Processor.from_folder(resolve(model, weights=False))
+        processor = None if model is None else open_processor(model)
         faults = FaultCount()
         records = package("formats").read(
             data, format=from_, images=images, split=split, faults=faults

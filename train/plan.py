@@ -11,9 +11,8 @@ from typing import Any
 from torch import nn
 
 from train.config import load_config
-from train.dataset import RecordDataset
 from train.outline import llava_config, meta_model, shipped_runs
-from train.plan_load import load_of_data
+from train.plan_load import Spread, load_of_data
 from train.plan_memory import Load, load_of, memory_of
 from train.settings import RunConfig
 from vlm.errors import ConfigError, RecordError
@@ -170,11 +169,12 @@ def rows_of(found: Plan) -> list[tuple[str, str]]:
     return rows
 
 
-def _count(config: RunConfig) -> int:
+def _sampled(config: RunConfig, is_counted: bool) -> Spread | None:
+    """The run's data; None where there is none yet and its records are counted otherwise."""
     absent = [path for path in config.data if not Path(path).is_file()]
-    if absent:
+    if absent and not is_counted:
         raise RecordError(f"no data file {absent[0]}; build it, or say how many with --records N")
-    return len(RecordDataset(config.data))
+    return None if absent else Spread(config.data)
 
 
 def plan_recipe(
@@ -223,8 +223,12 @@ def plan_recipe(
     if found is None:
         raise ConfigError(f"{recipe}: its parts are not made yet; make them, or name others")
     model, _ = meta_model(config, found)
-    number = records or _count(config)
-    sampled = tokens is None and all(Path(path).is_file() for path in config.data)
-    load = load_of_data(seen, list(shipped_runs().values())) if sampled else None
+    data = _sampled(config, records is not None) if records is None or tokens is None else None
+    if records is None:
+        assert data is not None
+        records = data.num_all
+    load = None
+    if tokens is None and data is not None:
+        load = load_of_data(seen, data, list(shipped_runs().values()))
     options |= {"memory": memory or CARDS[card][0], "tflops": tflops or CARDS[card][1]}
-    return plan(config, model, load or load_of(found, tokens, None), records=number, **options)
+    return plan(config, model, load or load_of(found, tokens, None), records=records, **options)

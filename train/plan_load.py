@@ -15,18 +15,22 @@ _COUNTED = 32  # of them, whose supervised tokens are counted
 
 
 class Spread(RecordDataset):
-    """Some records of files, at equal distances."""
+    """Some records of files, at equal distances.
+
+    Attributes:
+        num_all: records in the files.
+    """
 
     def __init__(self, paths: Sequence[str]) -> None:
         super().__init__(paths)
-        self._all = super().__len__()
-        self._kept = min(self._all, _SAMPLE)
+        self.num_all = super().__len__()
+        self._kept = min(self.num_all, _SAMPLE)
 
     def __len__(self) -> int:
         return self._kept if hasattr(self, "_kept") else super().__len__()
 
     def __getitem__(self, index: int) -> Record:
-        return super().__getitem__(index * self._all // self._kept)
+        return super().__getitem__(index * self.num_all // self._kept)
 
     def fingerprint(self) -> str:
         """Nothing: only caches ask for it, and the whole files would be read."""
@@ -52,11 +56,12 @@ def mean_load(records: RecordDataset, processor: Processor, limits: Limits) -> L
     return Load(int(found.length.mean()), max(1, learnt // len(some)), pictures)
 
 
-def load_of_data(config: RunConfig, earlier: Sequence[RunConfig]) -> Load | None:
+def load_of_data(config: RunConfig, data: Spread, earlier: Sequence[RunConfig]) -> Load | None:
     """Of the run's own data; None where its model has no processor yet.
 
     Args:
         config: of the run.
+        data: of its files.
         earlier: runs that will have been done by then.
 
     Raises:
@@ -66,4 +71,4 @@ def load_of_data(config: RunConfig, earlier: Sequence[RunConfig]) -> Load | None
     processor = processor_of(config, earlier)
     if processor is None:
         return None
-    return mean_load(Spread(config.data), processor, limits_of(config, processor))
+    return mean_load(data, processor, limits_of(config, processor))

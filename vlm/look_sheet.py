@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -49,7 +49,7 @@ def overlay(picture: Image.Image, grid: np.ndarray) -> Image.Image:
 
 def panels(
     processor: Processor, pictures: Sequence[ImageSource], glances: Sequence[Glance]
-) -> list[tuple[Image.Image, str]]:
+) -> Iterator[tuple[Image.Image, str]]:
     """Overlays with their words: first the whole answer, then word by word, for each picture.
 
     Args:
@@ -64,11 +64,10 @@ def panels(
     every = range(len(seen))
     mean = tuple(np.mean([g.maps[i] for g in glances], axis=0) for i in every)
     shown = [Glance("all words", mean), *words_of(glances)]
-    return [
-        (overlay(seen[i], word.maps[i]), "".join(c for c in word.piece if c.isprintable()))
-        for word in shown
-        for i in every
-    ]
+    for word in shown:
+        printable = "".join(c for c in word.piece if c.isprintable())
+        for i in every:
+            yield overlay(seen[i], word.maps[i]), printable
 
 
 def write_sheet(
@@ -91,7 +90,7 @@ def write_sheet(
     """
     from matplotlib.figure import Figure
 
-    drawn = panels(processor, pictures, glances)
+    drawn = list(panels(processor, pictures, glances))
     rows, columns = math.ceil(len(drawn) / _COLUMNS), min(_COLUMNS, len(drawn))
     figure = Figure(figsize=(_SIDE * columns, (_SIDE + 0.3) * rows), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns)).flat

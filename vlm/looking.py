@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AttentionInterface, PretrainedConfig
+from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from vlm.engine.attention import causal_mask, dot_product
+from vlm.engine.attention import attending, causal_mask, dot_product
 from vlm.engine.runner import Engine
 from vlm.errors import ConfigError, MessageError
 from vlm.messages import Message, assistant, parse_messages
@@ -80,10 +80,9 @@ def look(
         answer = model.generate([chat])[0].text
     if not answer.strip():
         raise MessageError("the answer is empty; there is no word to look from")
-    prompt = engine.processor.encode(chat, add_generation_prompt=True)
+    prompt, _ = engine.processor.encode_ids(chat, add_generation_prompt=True)
     whole = engine.processor.encode([*chat, assistant(answer)])
-    engine.processor.check_length(len(whole.input_ids), len(whole.images))
-    said = [i for i in range(len(prompt.input_ids), len(whole.input_ids)) if whole.loss_mask[i]]
+    said = [i for i in range(len(prompt), len(whole.input_ids)) if whole.loss_mask[i]]
     ids = [whole.input_ids[i] for i in said]
     with engine.lock:
         found = _attention(engine, whole.input_ids, whole.images, [i - 1 for i in said])
@@ -107,7 +106,7 @@ def _attention(
     features = engine.encoder.encode(images, [None] * len(images))
     embeds = engine.model.embed(torch.tensor([ids], device=engine.model.device), features)
     layers: list[torch.Tensor] = []
-    with _watching(decoder.config, rows, layers):
+    with attending(decoder.config, ATTENTION), _noting(rows, layers):
         decoder(inputs_embeds=embeds, use_cache=False)
     if not layers:
         raise ConfigError(
@@ -118,16 +117,11 @@ def _attention(
 
 
 @contextmanager
-def _watching(
-    config: PretrainedConfig, rows: list[int], layers: list[torch.Tensor]
-) -> Iterator[None]:
-    before = config._attn_implementation
-    config._attn_implementation = ATTENTION
+def _noting(rows: list[int], layers: list[torch.Tensor]) -> Iterator[None]:
     _current.rows, _current.layers = rows, layers
     try:
         yield
     finally:
-        config._attn_implementation = before
         del _current.rows, _current.layers
 
 

@@ -47,11 +47,17 @@ def stepping(
 @contextmanager
 def running(config: PretrainedConfig, step: Step, device: torch.device) -> Iterator[None]:
     """Let the decoder of `config` itself attend by `step`."""
+    with attending(config, ATTENTION), stepping(step, device):
+        yield
+
+
+@contextmanager
+def attending(config: PretrainedConfig, implementation: str) -> Iterator[None]:
+    """Let the decoder of `config` use an implementation of transformers' attention interface."""
     before = config._attn_implementation
-    config._attn_implementation = ATTENTION
+    config._attn_implementation = implementation
     try:
-        with stepping(step, device):
-            yield
+        yield
     finally:
         config._attn_implementation = before
 
